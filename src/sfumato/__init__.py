@@ -1,0 +1,3 @@
+"""Stable Diffusion for the computer you have."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,113 @@
+"""Configurations: frozen dataclasses that read and write diffusers' JSON.
+
+A subclass lists its fields with defaults and checks their ranges in ``validate``. It reads like an
+object (``config.in_channels``) and like a mapping (``config["in_channels"]``, ``dict(config)``),
+as users of diffusers expect.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Self
+
+from sfumato.errors import ConfigError, did_you_mean
+
+logger = logging.getLogger(__name__)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value
+
+
+@dataclass(frozen=True, kw_only=True, eq=True, repr=True)
+class Config(Mapping[str, Any]):
+    """Base of all configurations; see the module's docstring.
+
+    Attributes:
+        explicit: names of the fields that were given rather than left at their default.
+            Swapping schedulers needs it: a default of one class is not a wish of the user.
+    """
+
+    #: Keys that other libraries write and that mean nothing here; ignored without a warning.
+    ignored_keys: ClassVar[frozenset[str]] = frozenset()
+
+    explicit: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in self:
+            value = _frozen(getattr(self, name))
+            if isinstance(value, float) and math.isnan(value):
+                raise ConfigError(f"{type(self).__name__}: `{name}` is not a number (NaN).")
+            object.__setattr__(self, name, value)
+        self.validate()
+
+    def validate(self) -> None:
+        """Raise `ConfigError` if a field is out of range; subclasses override this."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build from a mapping such as a parsed ``config.json``.
+
+        Private keys (``_class_name``, ``_diffusers_version``) are dropped; unknown keys are
+        dropped with a logged warning.
+
+        Raises:
+            ConfigError: when a value is out of range.
+        """
+        known = {f.name for f in fields(cls)} - {"explicit"}
+        kept = {k: v for k, v in values.items() if k in known}
+        for key in values:
+            if key in known or key.startswith("_") or key in cls.ignored_keys:
+                continue
+            logger.warning(
+                "%s: unknown key '%s' is ignored.%s", cls.__name__, key, did_you_mean(key, known)
+            )
+        explicit = frozenset(kept)
+        if isinstance(values, Config):
+            explicit &= values.explicit
+        return cls(explicit=explicit, **kept)
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed; the changed fields count as explicit."""
+        explicit = self.explicit | frozenset(changes)
+        return type(self)(**{**dict(self), **changes}, explicit=explicit)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain Python values, ready for JSON."""
+        return {name: _plain(value) for name, value in self.items()}
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in set(self):
+            raise KeyError(key)
+        return getattr(self, key)
+
+    def __iter__(self) -> Iterator[str]:
+        return (f.name for f in fields(self) if f.name != "explicit")
+
+    def __len__(self) -> int:
+        return len(fields(self)) - 1
+
+
+def require_int(config: Config, name: str, low: int, high: int) -> None:
+    """Raise `ConfigError` unless the field is an ``int`` (not ``bool``) in ``low..high``."""
+    check_int(f"{type(config).__name__}.{name}", getattr(config, name), low, high)
+
+
+def check_int(label: str, value: object, low: int, high: int) -> None:
+    """Raise `ConfigError` unless ``value`` is an ``int`` (not ``bool``) in ``low..high``."""
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise ConfigError(f"`{label}` has to be an integer from {low} to {high} but is {value!r}.")
+
+
+def check_choice(label: str, value: object, allowed: tuple[object, ...]) -> None:
+    """Raise `ConfigError` unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        options = ", ".join(repr(a) for a in allowed)
+        raise ConfigError(f"`{label}` has to be one of {options} but is {str(value)[:80]!r}.")

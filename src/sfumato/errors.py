@@ -1,0 +1,84 @@
+"""Every error that sfumato raises on purpose.
+
+    SfumatoError
+    ├── ConfigError        (ValueError)   a configuration file or keyword is wrong
+    ├── CheckpointError    (OSError)      a weight file is missing, damaged or of another model
+    │   └── WeightsMismatchError          the file is sound, but its tensors do not fit the network
+    ├── TokenizerError     (ValueError)   a vocabulary cannot be used
+    ├── InputError         (ValueError)   an argument of a call is out of range or contradicts another
+    ├── DatasetError       (ValueError)   a folder of training pictures cannot be used
+    ├── ImageError         (ValueError)   a picture cannot be decoded or is too large
+    ├── NumericalError     (RuntimeError) NaN or infinity appeared where numbers were expected
+    └── MissingDependencyError (ImportError) an optional package is needed for this feature
+
+Each carries an optional ``hint``: one sentence that says what to do about it. The classes also
+derive from the built-in error that users of diffusers would catch in the same place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class SfumatoError(Exception):
+    """Base of all errors raised on purpose.
+
+    Args:
+        message: what is wrong and what is allowed.
+        hint: what to do about it, one sentence.
+
+    >>> str(SfumatoError("The file is empty.", hint="Download it again."))
+    'The file is empty. Download it again.'
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(f"{message} {hint}" if hint else message)
+        self.message = message
+        self.hint = hint
+
+
+class ConfigError(SfumatoError, ValueError):
+    """A configuration file or keyword is wrong."""
+
+
+class CheckpointError(SfumatoError, OSError):
+    """A weight file is missing, damaged, or not what its name says."""
+
+
+class WeightsMismatchError(CheckpointError):
+    """A sound weight file whose tensors do not fit the network."""
+
+
+class TokenizerError(SfumatoError, ValueError):
+    """A vocabulary that cannot be used."""
+
+
+class InputError(SfumatoError, ValueError):
+    """An argument of a call is out of range or contradicts another."""
+
+
+class DatasetError(SfumatoError, ValueError):
+    """A folder of training pictures that cannot be used."""
+
+
+class ImageError(SfumatoError, ValueError):
+    """A picture that cannot be decoded, or is too large to decode safely."""
+
+
+class NumericalError(SfumatoError, RuntimeError):
+    """NaN or infinity where numbers were expected."""
+
+
+class MissingDependencyError(SfumatoError, ImportError):
+    """An optional package that a feature needs is not installed."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A clause that names the closest known word, or an empty string.
+
+    >>> did_you_mean("promt", ["prompt", "height"])
+    " Did you mean 'prompt'?"
+    """
+    close = get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" Did you mean '{close[0]}'?" if close else ""
