@@ -1,0 +1,210 @@
+"""Tensors in safetensors files: read with every check made first, written atomically.
+
+Large files are memory-mapped (no second copy in memory, pages shared between processes); small
+files, and files whose numbers are converted on the way, are read tensor by tensor.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from sfumato.checkpoints.atomic import atomic_path
+from sfumato.checkpoints.files import open_regular, shown
+from sfumato.checkpoints.header import Header, TensorEntry, parse_header
+from sfumato.errors import CheckpointError, InputError
+
+#: Files below this size are read rather than mapped: reading costs little, and a file that is
+#: truncated by someone else while a mapping of it is in use would end the process.
+MAP_FROM_BYTES = 64 * 2**20
+
+#: Up to this size every tensor is checked for NaN and infinity unless the caller decides.
+CHECK_FINITE_BELOW = 2 * 2**30
+
+_TORCH_DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "U16": torch.uint16,
+    "I32": torch.int32,
+    "U32": torch.uint32,
+    "I64": torch.int64,
+    "U64": torch.uint64,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "C64": torch.complex64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+}
+
+
+def read_safetensors(
+    path: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    check_finite: bool | None = None,
+    mmap: bool | None = None,
+) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file, by name.
+
+    Args:
+        path: the file.
+        dtype: floating-point tensors are converted to it one at a time; others stay as they are.
+            ``None`` keeps what the file holds.
+        device: where the tensors go.
+        check_finite: refuse NaN and infinity; ``None`` checks files below 2 GiB.
+        mmap: ``True`` maps the file, ``False`` reads it, ``None`` maps from 64 MiB on. Mapped
+            tensors are private: writing to them does not change the file.
+
+    Raises:
+        CheckpointError: when the file is not readable, not sound, holds a dtype that torch lacks,
+            or holds NaN or infinity.
+    """
+    path = Path(path)
+    device = torch.device(device)
+    with open_regular(path) as file:
+        header = parse_header(file, path)
+        if check_finite is None:
+            check_finite = header.file_size < CHECK_FINITE_BELOW
+        if mmap is None:
+            mmap = header.file_size >= MAP_FROM_BYTES
+        tensors = _mapped(path, header) if mmap and _stays(header, dtype) else _read(file, path)
+        result = {}
+        for name, tensor in tensors:
+            result[name] = converted = cast(tensor, dtype, device)
+            if check_finite:
+                require_finite(name, converted, path, before=tensor)
+    return result
+
+
+def save_safetensors(
+    tensors: Mapping[str, torch.Tensor],
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write tensors to a safetensors file, whole or not at all.
+
+    Tensors may lie on any device, be views, or share memory (each name gets its own copy in the
+    file). ``metadata`` is text beside them; ``{"format": "pt"}`` is added, which transformers asks
+    for.
+
+    Raises:
+        InputError: when a value is no dense tensor, or metadata is not text.
+        OSError: when the disk refuses.
+    """
+    texts = {"format": "pt", **(metadata or {})}
+    for key, value in texts.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise InputError(f"Metadata has to be text, but {key!r} is {type(value).__name__}.")
+    with atomic_path(path) as temporary:
+        save_file(_ready_to_write(tensors), temporary, metadata=texts)
+
+
+def cast(tensor: torch.Tensor, dtype: torch.dtype | None, device: torch.device) -> torch.Tensor:
+    """Move to ``device``, and to ``dtype`` if floating-point; the tensor itself when it fits."""
+    wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+    return tensor.to(device=device, dtype=wanted)
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether all numbers are finite; one pass at memory speed, without a temporary copy."""
+    if not tensor.is_floating_point() or tensor.numel() == 0 or tensor.is_meta:
+        return True
+    if tensor.itemsize == 1:  # torch computes nothing in 8-bit floats
+        tensor = tensor.to(torch.bfloat16)
+    low, high = torch.aminmax(tensor)  # NaN, if there is one, becomes both
+    return bool(torch.isfinite(low) & torch.isfinite(high))
+
+
+def require_finite(
+    name: str, tensor: torch.Tensor, path: Path, *, before: torch.Tensor | None = None
+) -> None:
+    """Raise `CheckpointError` naming the tensor when it holds NaN or infinity.
+
+    ``before`` is the tensor before its conversion: when that one is finite, the message blames
+    the dtype asked for rather than the file.
+    """
+    if is_finite(tensor):
+        return
+    if before is not None and before.dtype != tensor.dtype and is_finite(before):
+        raise CheckpointError(
+            f"{shown(path)}: tensor {name!r} has numbers too large for {tensor.dtype}.",
+            hint="Load in bfloat16 or float32.",
+        )
+    count = int((~torch.isfinite(tensor.float())).sum())
+    raise CheckpointError(
+        f"{shown(path)}: tensor {name!r} holds {count} NaN or infinite numbers.",
+        hint="Training or conversion went wrong; `check_finite=False` loads the file anyway.",
+    )
+
+
+def _stays(header: Header, dtype: torch.dtype | None) -> bool:
+    """Whether no tensor of any size has to be converted, so that mapping saves a copy."""
+    return dtype is None or all(
+        _TORCH_DTYPES.get(entry.dtype) == dtype
+        for entry in header.entries.values()
+        if entry.dtype.startswith(("F", "BF"))
+    )
+
+
+def _mapped(path: Path, header: Header) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, entry in header.entries.items():
+        _torch_dtype(path, name, entry)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            for name in header.entries:
+                yield name, file.get_tensor(name)
+    except (SafetensorError, OSError, RuntimeError, TypeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{shown(path)} cannot be mapped: {error}.") from error
+
+
+def _read(file: BinaryIO, path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    file.seek(0)
+    header = parse_header(file, path)
+    for name, entry in header.entries.items():
+        dtype = _torch_dtype(path, name, entry)
+        file.seek(entry.start)
+        raw = torch.empty(entry.stop - entry.start, dtype=torch.uint8)
+        if raw.numel() and file.readinto(raw.numpy()) != raw.numel():  # type: ignore[attr-defined]
+            raise CheckpointError(f"{shown(path)} changed while it was read.", hint="Try again.")
+        yield name, raw.view(dtype).view(entry.shape)
+
+
+def _torch_dtype(path: Path, name: str, entry: TensorEntry) -> torch.dtype:
+    dtype = _TORCH_DTYPES.get(entry.dtype)
+    if dtype is None:
+        raise CheckpointError(
+            f"{shown(path)}: tensor {name!r} has the unsupported dtype {entry.dtype}.",
+            hint="Get a file in 16-bit or 32-bit floating point.",
+        )
+    return dtype
+
+
+def _ready_to_write(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Contiguous CPU tensors of which no two share memory, as the format needs."""
+    ready: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
+            raise InputError(f"'{name}' is no dense tensor but {type(tensor).__name__}.")
+        plain = tensor.detach().to("cpu").contiguous()
+        storage = plain.untyped_storage().data_ptr()
+        if storage in seen or plain.untyped_storage().nbytes() != plain.nbytes:
+            plain = plain.clone()
+        seen.add(plain.untyped_storage().data_ptr())
+        ready[name] = plain
+    return ready
