@@ -1,0 +1,1 @@
+"""Tests, laid out like the package; `parity` compares with diffusers and transformers."""
