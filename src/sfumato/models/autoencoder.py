@@ -1,0 +1,246 @@
+"""The KL autoencoder: images to latents and back.
+
+The formulas are those of Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion
+Models" (arXiv:2112.10752); configuration fields and weight names are diffusers'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.config import Config, check_choice, check_int
+from sfumato.errors import ConfigError
+from sfumato.models import checks
+from sfumato.models.distributions import DiagonalGaussianDistribution, Generators
+from sfumato.models.layers import ACTIVATIONS
+from sfumato.models.processing import AttentionModel
+from sfumato.models.tiling import blend, run_tiled
+from sfumato.models.vae_blocks import Decoder, Encoder
+from sfumato.outputs import BaseOutput
+
+DOWN_BLOCKS = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")
+UP_BLOCKS = ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderKLConfig(Config):
+    """Fields and defaults of diffusers' ``AutoencoderKL``.
+
+    ``scaling_factor`` and ``shift_factor`` (and ``latents_mean``, ``latents_std`` per channel)
+    describe the latents to the pipelines; the network itself does not apply them.
+    """
+
+    in_channels: int = 3
+    out_channels: int = 3
+    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",)
+    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",)
+    block_out_channels: tuple[int, ...] = (64,)
+    layers_per_block: int = 1
+    act_fn: str = "silu"
+    latent_channels: int = 4
+    norm_num_groups: int = 32
+    sample_size: int | tuple[int, ...] = 32
+    scaling_factor: float = 0.18215
+    shift_factor: float | None = None
+    latents_mean: tuple[float, ...] | None = None
+    latents_std: tuple[float, ...] | None = None
+    force_upcast: bool = True
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    mid_block_add_attention: bool = True
+
+    def validate(self) -> None:
+        checks.check_ints(self, ("in_channels", "out_channels", "latent_channels"), 1, 1024)
+        checks.check_ints(self, ("layers_per_block",), 1, checks.MAX_LAYERS)
+        checks.check_ints(self, ("norm_num_groups",), 1, checks.MAX_CHANNELS)
+        checks.check_channels(self, "block_out_channels", self.norm_num_groups)
+        for name, allowed in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
+            checks.check_tuple(self, name, len(self.block_out_channels))
+            for kind in self[name]:
+                check_choice(checks.label(self, name), kind, allowed)
+        check_choice(checks.label(self, "act_fn"), self.act_fn, tuple(ACTIVATIONS))
+        sizes = self.sample_size if isinstance(self.sample_size, tuple) else (self.sample_size,)
+        for size in sizes or (None,):
+            check_int(checks.label(self, "sample_size"), size, 1, 65_536)
+        checks.check_number(self, "scaling_factor", 1e-6, 1e6)
+        if self.shift_factor is not None:
+            checks.check_number(self, "shift_factor", -1e6, 1e6)
+        for name in ("latents_mean", "latents_std"):
+            if self[name] is not None and len(self[name]) != self.latent_channels:
+                raise ConfigError(
+                    f"`{checks.label(self, name)}` has to have one number per latent channel "
+                    f"({self.latent_channels})."
+                )
+        checks.check_flags(
+            self,
+            ("force_upcast", "use_quant_conv", "use_post_quant_conv", "mid_block_add_attention"),
+        )
+
+
+@dataclass
+class AutoencoderKLOutput(BaseOutput):
+    """What `AutoencoderKL.encode` returns."""
+
+    latent_dist: DiagonalGaussianDistribution
+
+
+@dataclass
+class DecoderOutput(BaseOutput):
+    """What `AutoencoderKL.decode` returns: images ``(N, out_channels, H, W)`` around -1..1."""
+
+    sample: Tensor
+
+
+class AutoencoderKL(AttentionModel[AutoencoderKLConfig]):
+    """A variational autoencoder with a Gaussian over its latents.
+
+    Attributes:
+        use_slicing: process the images of a batch one after the other.
+        use_tiling: process large images in overlapping tiles.
+        tile_sample_min_size, tile_latent_min_size: size of a tile, in pixels of the image and of
+            the latents; larger inputs are tiled.
+        tile_overlap_factor: the part of a tile that it shares with the next.
+    """
+
+    config_class = AutoencoderKLConfig
+
+    def __init__(self, config: Mapping[str, Any] | None = None, /, **fields: Any) -> None:
+        super().__init__(config, **fields)
+        c = self.config
+        latent = c.latent_channels
+        self.encoder = Encoder(c)
+        self.decoder = Decoder(c)
+        self.quant_conv = nn.Conv2d(2 * latent, 2 * latent, 1) if c.use_quant_conv else None
+        self.post_quant_conv = nn.Conv2d(latent, latent, 1) if c.use_post_quant_conv else None
+
+        self.use_slicing = False
+        self.use_tiling = False
+        size = c.sample_size[0] if isinstance(c.sample_size, tuple) else c.sample_size
+        self.tile_sample_min_size = size
+        self.tile_latent_min_size = size // 2 ** (len(c.block_out_channels) - 1)
+        self.tile_overlap_factor = 0.25
+
+    @overload
+    def encode(self, x: Tensor, return_dict: Literal[True] = True) -> AutoencoderKLOutput: ...
+
+    @overload
+    def encode(
+        self, x: Tensor, return_dict: bool
+    ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]: ...
+
+    def encode(
+        self, x: Tensor, return_dict: bool = True
+    ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
+        """The distribution of latents of images ``(N, in_channels, H, W)`` in -1..1."""
+        too_large = max(x.shape[-2:]) > self.tile_sample_min_size
+        network = self._tiled_moments if self.use_tiling and too_large else self._moments
+        posterior = DiagonalGaussianDistribution(self._sliced(network, x))
+        return AutoencoderKLOutput(posterior) if return_dict else (posterior,)
+
+    @overload
+    def decode(
+        self,
+        z: Tensor,
+        return_dict: Literal[True] = True,
+        generator: torch.Generator | None = None,
+    ) -> DecoderOutput: ...
+
+    @overload
+    def decode(
+        self, z: Tensor, return_dict: bool, generator: torch.Generator | None = None
+    ) -> DecoderOutput | tuple[Tensor]: ...
+
+    def decode(
+        self, z: Tensor, return_dict: bool = True, generator: torch.Generator | None = None
+    ) -> DecoderOutput | tuple[Tensor]:
+        """The images of latents ``(N, latent_channels, h, w)``.
+
+        ``generator`` is accepted because other autoencoders draw noise here; this one does not.
+        """
+        too_large = max(z.shape[-2:]) > self.tile_latent_min_size
+        network = self._tiled_image if self.use_tiling and too_large else self._image
+        image = self._sliced(network, z)
+        return DecoderOutput(image) if return_dict else (image,)
+
+    def forward(
+        self,
+        sample: Tensor,
+        sample_posterior: bool = False,
+        return_dict: bool = True,
+        generator: Generators = None,
+    ) -> DecoderOutput | tuple[Tensor]:
+        """Encode and decode images; the latents are the mean, or drawn if ``sample_posterior``."""
+        posterior = self.encode(sample).latent_dist
+        z = posterior.sample(generator) if sample_posterior else posterior.mode()
+        return self.decode(z, return_dict=return_dict)
+
+    def enable_slicing(self) -> None:
+        """Process the images of a batch one after the other, to save memory."""
+        self.use_slicing = True
+
+    def disable_slicing(self) -> None:
+        """Process a batch at once (the default)."""
+        self.use_slicing = False
+
+    def enable_tiling(self, use_tiling: bool = True) -> None:
+        """Process large images in overlapping tiles, to bound the memory they need.
+
+        The result differs slightly from the untiled one: each tile is normalised on its own.
+        """
+        self.use_tiling = use_tiling
+
+    def disable_tiling(self) -> None:
+        """Process images whole (the default)."""
+        self.use_tiling = False
+
+    def tiled_encode(
+        self, x: Tensor, return_dict: bool = True
+    ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
+        """`encode` in tiles, whatever the size of the images."""
+        posterior = DiagonalGaussianDistribution(self._tiled_moments(x))
+        return AutoencoderKLOutput(posterior) if return_dict else (posterior,)
+
+    def tiled_decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
+        """`decode` in tiles, whatever the size of the latents."""
+        image = self._tiled_image(z)
+        return DecoderOutput(image) if return_dict else (image,)
+
+    def blend_v(self, a: Tensor, b: Tensor, blend_extent: int) -> Tensor:
+        """``b`` with its upper rows faded in from the lower rows of ``a``."""
+        return blend(a, b, blend_extent, dim=2)
+
+    def blend_h(self, a: Tensor, b: Tensor, blend_extent: int) -> Tensor:
+        """``b`` with its left columns faded in from the right columns of ``a``."""
+        return blend(a, b, blend_extent, dim=3)
+
+    def _moments(self, x: Tensor) -> Tensor:
+        h = self.encoder(x)
+        return h if self.quant_conv is None else self.quant_conv(h)
+
+    def _image(self, z: Tensor) -> Tensor:
+        return self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))
+
+    def _tiled_moments(self, x: Tensor) -> Tensor:
+        return self._tiled(self._moments, x, self.tile_sample_min_size, self.tile_latent_min_size)
+
+    def _tiled_image(self, z: Tensor) -> Tensor:
+        return self._tiled(self._image, z, self.tile_latent_min_size, self.tile_sample_min_size)
+
+    def _tiled(
+        self, network: Callable[[Tensor], Tensor], x: Tensor, tile: int, out_tile: int
+    ) -> Tensor:
+        extent = int(out_tile * self.tile_overlap_factor)
+        stride = int(tile * (1 - self.tile_overlap_factor))
+        return run_tiled(
+            network, x, tile=tile, stride=stride, extent=extent, limit=out_tile - extent
+        )
+
+    def _sliced(self, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        if self.use_slicing and x.shape[0] > 1:
+            return torch.cat([network(part) for part in x.split(1)])
+        return network(x)

@@ -1,0 +1,145 @@
+"""What every network shares: its configuration, its size and place, loading and saving.
+
+A network is an ordinary `torch.nn.Module` built from a frozen `Config`. Nothing here opens a
+file: `from_pretrained` and `save_pretrained` hand over to `sfumato.checkpoints.folders`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+import torch
+from torch import nn
+
+from sfumato.config import Config
+from sfumato.errors import ConfigError, did_you_mean
+from sfumato.outputs import register_pytrees
+
+register_pytrees()
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+class ModelMixin(nn.Module, Generic[ConfigT]):
+    """Base of all networks.
+
+    A subclass names its configuration class and builds its layers in ``__init__`` after calling
+    this one. The constructor takes the configuration's fields as keywords, as in diffusers, or a
+    whole configuration (which the keywords then override).
+
+    Raises:
+        ConfigError: an unknown keyword, or a value out of range. Nothing was allocated then.
+    """
+
+    config_class: ClassVar[type[Config]]
+
+    def __init__(self, config: Mapping[str, Any] | None = None, /, **fields: Any) -> None:
+        super().__init__()
+        self.config: ConfigT = self._make_config(config, fields)
+
+    @classmethod
+    def _make_config(cls, config: Mapping[str, Any] | None, fields: Mapping[str, Any]) -> Any:
+        known = [name for name in cls.config_class.__dataclass_fields__ if name != "explicit"]
+        for name in fields:
+            if name not in known:
+                raise ConfigError(
+                    f"{cls.__name__} has no option `{name}`.{did_you_mean(name, known)}"
+                )
+        base = cls.config_class.from_dict(config or {})
+        return base.replace(**fields) if fields else base
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], /, **overrides: Any) -> Self:
+        """Build with random weights from a configuration or a parsed ``config.json``.
+
+        Keys that the network does not know are ignored with a logged warning.
+        """
+        return cls(config, **overrides)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | PathLike[str],
+        *,
+        subfolder: str | None = None,
+        torch_dtype: torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
+        variant: str | None = None,
+        use_safetensors: bool | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Load from a folder with ``config.json`` and weights; see `checkpoints.folders`."""
+        from sfumato.checkpoints import folders
+
+        return folders.load_model(
+            cls,
+            pretrained_model_name_or_path,
+            subfolder=subfolder,
+            torch_dtype=torch_dtype,
+            dtype=dtype,
+            variant=variant,
+            use_safetensors=use_safetensors,
+            **kwargs,
+        )
+
+    def save_pretrained(
+        self,
+        save_directory: str | PathLike[str],
+        *,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+        **kwargs: Any,
+    ) -> None:
+        """Write ``config.json`` and the weights into a folder that diffusers reads too."""
+        from sfumato.checkpoints import folders
+
+        folders.save_model(
+            self,
+            save_directory,
+            safe_serialization=safe_serialization,
+            variant=variant,
+            max_shard_size=max_shard_size,
+            **kwargs,
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The data type of the first floating-point parameter."""
+        floating = (p.dtype for p in self.parameters() if p.is_floating_point())
+        return next(floating, torch.get_default_dtype())
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the first parameter."""
+        return next((p.device for p in self.parameters()), torch.device("cpu"))
+
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        """The number of scalars in all parameters, or in those that require gradients."""
+        parameters = (p for p in self.parameters() if p.requires_grad or not only_trainable)
+        return sum(p.numel() for p in parameters)
+
+    def get_memory_footprint(self, return_buffers: bool = True) -> int:
+        """Bytes taken by the parameters (and buffers)."""
+        tensors = [*self.parameters(), *(self.buffers() if return_buffers else ())]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute activations in the backward pass: less memory, about a third more time."""
+        self._set_gradient_checkpointing(True)
+
+    def disable_gradient_checkpointing(self) -> None:
+        """Keep activations for the backward pass (the default)."""
+        self._set_gradient_checkpointing(False)
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether any part recomputes its activations in the backward pass."""
+        return any(getattr(m, "gradient_checkpointing", False) for m in self.modules())
+
+    def _set_gradient_checkpointing(self, value: bool) -> None:
+        for module in self.modules():
+            if hasattr(module, "gradient_checkpointing"):
+                module.gradient_checkpointing = value
