@@ -23,6 +23,8 @@ def _frozen(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Config):
+        return value.to_dict()
     return [_plain(v) for v in value] if isinstance(value, tuple) else value
 
 

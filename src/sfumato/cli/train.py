@@ -1,0 +1,142 @@
+"""``sfumato train``: make a model of your own from a folder of pictures with captions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    help="Train a model of your own on a folder of pictures with captions (metadata.jsonl).",
+    no_args_is_help=True,
+)
+
+Data = Annotated[Path, typer.Argument(help="Folder with metadata.jsonl and the pictures it lists.")]
+Output = Annotated[
+    Path, typer.Option("-o", "--output", help="Folder of the run; one that exists is resumed.")
+]
+Steps = Annotated[int, typer.Option(help="Steps in all; a finished run can be prolonged.")]
+BatchSize = Annotated[int, typer.Option(help="Pictures per step.")]
+LearningRate = Annotated[float, typer.Option(help="Peak learning rate of AdamW.")]
+WarmupSteps = Annotated[int, typer.Option(help="Steps in which the rate rises to its peak.")]
+DecayShare = Annotated[
+    float, typer.Option(help="Last share of the steps, in which the rate falls to zero.")
+]
+EmaDecay = Annotated[float, typer.Option(help="Decay of the averaged weights that are saved.")]
+Seed = Annotated[int, typer.Option(help="Seed of weights, order, noise and crops.")]
+DType = Annotated[str, typer.Option(help="Arithmetic: bfloat16 or float32.")]
+SampleEvery = Annotated[int, typer.Option(help="Steps between sample sheets; 0 makes none.")]
+CheckpointEvery = Annotated[int, typer.Option(help="Steps between checkpoints.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores by default.")]
+Architecture = Annotated[
+    Path | None,
+    typer.Option(help="Folder with vae.json, unet.json, text_encoder.json, scheduler.json."),
+]
+
+
+@app.command("autoencoder")
+def autoencoder(
+    data: Data,
+    output: Output,
+    architecture: Architecture = None,
+    init: Annotated[
+        Path | None, typer.Option(help="Autoencoder folder to start from instead of noise.")
+    ] = None,
+    freeze_encoder: Annotated[
+        bool, typer.Option("--freeze-encoder", help="Improve the decoder alone.")
+    ] = False,
+    image_size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = 128,
+    crop_size: Annotated[int, typer.Option(help="Side of the squares trained on.")] = 64,
+    edge_weight: Annotated[float, typer.Option(help="Weight of the edge loss.")] = 1.0,
+    kl_weight: Annotated[float, typer.Option(help="Weight of the KL loss.")] = 1e-3,
+    steps: Steps = 10_000,
+    batch_size: BatchSize = 16,
+    learning_rate: LearningRate = 1e-3,
+    warmup_steps: WarmupSteps = 200,
+    decay_share: DecayShare = 0.2,
+    ema_decay: EmaDecay = 0.999,
+    seed: Seed = 0,
+    dtype: DType = "bfloat16",
+    sample_every: SampleEvery = 500,
+    checkpoint_every: CheckpointEvery = 500,
+    threads: Threads = None,
+) -> None:
+    """Train the first stage: pictures to latents and back."""
+    from sfumato.training import recipes
+    from sfumato.training.autoencoder import AutoencoderTraining
+
+    config = AutoencoderTraining(
+        **_common(locals()),
+        image_size=image_size,
+        crop_size=crop_size,
+        edge_weight=edge_weight,
+        kl_weight=kl_weight,
+        freeze_encoder=freeze_encoder,
+    )
+    folder = recipes.train_autoencoder(
+        data, output, config, architecture=architecture, init=init, sample_every=sample_every
+    )
+    typer.echo(folder)
+
+
+@app.command("text-to-image")
+def text_to_image(
+    data: Data,
+    output: Output,
+    autoencoder: Annotated[Path, typer.Option(help="Trained autoencoder's folder.")],
+    architecture: Architecture = None,
+    image_size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = 128,
+    prediction_type: Annotated[
+        str, typer.Option(help="epsilon, v_prediction or sample.")
+    ] = "v_prediction",
+    snr_gamma: Annotated[
+        float, typer.Option(help="Cap of the min-SNR weighting; 0 for no weighting.")
+    ] = 5.0,
+    caption_dropout: Annotated[float, typer.Option(help="Share of empty captions.")] = 0.1,
+    steps: Steps = 20_000,
+    batch_size: BatchSize = 64,
+    learning_rate: LearningRate = 1e-3,
+    warmup_steps: WarmupSteps = 300,
+    decay_share: DecayShare = 0.2,
+    ema_decay: EmaDecay = 0.999,
+    seed: Seed = 0,
+    dtype: DType = "bfloat16",
+    sample_every: SampleEvery = 500,
+    checkpoint_every: CheckpointEvery = 500,
+    threads: Threads = None,
+) -> None:
+    """Train the second stage: a text encoder and a UNet on the first stage's latents."""
+    from sfumato.training import recipes
+    from sfumato.training.text_to_image import TextToImageTraining
+
+    config = TextToImageTraining(
+        **_common(locals()),
+        prediction_type=prediction_type,
+        snr_gamma=snr_gamma or None,
+        caption_dropout=caption_dropout,
+    )
+    folder = recipes.train_text_to_image(
+        data,
+        output,
+        config,
+        autoencoder=autoencoder,
+        architecture=architecture,
+        image_size=image_size,
+        sample_every=sample_every,
+    )
+    typer.echo(folder)
+
+
+def _common(given: dict[str, Any]) -> dict[str, Any]:
+    """The settings that both recipes share, from a command's arguments."""
+    import torch
+
+    from sfumato.training.optimizer import OptimizerConfig
+
+    if given["threads"] is not None:
+        torch.set_num_threads(given["threads"])
+    rates = ("learning_rate", "warmup_steps", "decay_share", "ema_decay")
+    shared = ("steps", "batch_size", "seed", "dtype", "checkpoint_every")
+    optimizer = OptimizerConfig(**{name: given[name] for name in rates})
+    return {**{name: given[name] for name in shared}, "optimizer": optimizer}

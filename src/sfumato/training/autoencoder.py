@@ -1,0 +1,163 @@
+"""Recipe: the first stage, a KL autoencoder (Rombach et al. 2022, section 3.1 and appendix G).
+
+The loss is the mean absolute error of the picture, the same for its edges at three scales (drawings
+are edges: without this term they blur), and a small Kullback-Leibler term that keeps latents near
+unit scale and leaves them a little noisy, which makes the decoder forgiving.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from sfumato.config import check_int
+from sfumato.errors import ConfigError
+from sfumato.models.autoencoder import AutoencoderKL
+from sfumato.training.data import Example, batch_indices, load_picture
+from sfumato.training.loop import DTYPES, TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderTraining(TrainConfig):
+    """How to train a first stage.
+
+    Attributes:
+        image_size: side of a whole picture, in pixels.
+        crop_size: side of the squares that are trained on; smaller is faster.
+        edge_weight: weight of the edge terms beside the pixel term.
+        kl_weight: weight of the KL term, which is averaged over latent values.
+        freeze_encoder: train the decoder alone, for latents that are already in use.
+    """
+
+    image_size: int = 128
+    crop_size: int = 64
+    edge_weight: float = 1.0
+    kl_weight: float = 1e-3
+    freeze_encoder: bool = False
+
+    def validate(self) -> None:
+        super().validate()
+        check_int("image_size", self.image_size, 8, 4096)
+        check_int("crop_size", self.crop_size, 8, self.image_size)
+        if self.edge_weight < 0 or self.kl_weight < 0:
+            raise ConfigError("`edge_weight` and `kl_weight` cannot be negative.")
+
+
+class AutoencoderRecipe:
+    """Random crops in, pictures back."""
+
+    def __init__(
+        self, model: AutoencoderKL, examples: Sequence[Example], config: AutoencoderTraining
+    ) -> None:
+        factor = 2 ** (len(model.config.block_out_channels) - 1)
+        if config.crop_size % factor:
+            raise ConfigError(
+                f"`crop_size` has to be a multiple of {factor} but is {config.crop_size}."
+            )
+        self.model, self.examples, self.config = model, examples, config
+        self.modules: Mapping[str, nn.Module] = {"vae": model}
+        if config.freeze_encoder:
+            for part in (model.encoder, model.quant_conv):
+                if part is not None:
+                    part.requires_grad_(False)
+
+    def loss(self, index: int, generator: torch.Generator) -> dict[str, Tensor]:
+        picture = self._crops(index, generator).to(DTYPES[self.config.dtype])
+        posterior = self.model.encode(picture).latent_dist
+        restored = self.model.decode(posterior.sample(generator=generator)).sample.float()
+        picture = picture.float()
+        pixel = F.l1_loss(restored, picture)
+        edge = edge_loss(restored, picture)
+        kl = posterior.kl().float().mean() / posterior.mean[0].numel()
+        loss = pixel + self.config.edge_weight * edge
+        if not self.config.freeze_encoder:
+            loss = loss + self.config.kl_weight * kl
+        return {"loss": loss, "pixel": pixel, "edge": edge, "kl": kl}
+
+    def _crops(self, index: int, generator: torch.Generator) -> Tensor:
+        """This step's batch: float32 ``(batch, 3, crop, crop)``, half of it mirrored."""
+        config = self.config
+        chosen = batch_indices(len(self.examples), config.batch_size, index, config.seed)
+        room = config.image_size - config.crop_size + 1
+        corners = torch.randint(room, (len(chosen), 2), generator=generator).tolist()
+        mirrored = torch.rand(len(chosen), generator=generator) < 0.5
+        crops = []
+        for example, (top, left), mirror in zip(chosen, corners, mirrored, strict=True):
+            whole = load_picture(self.examples[example].path, config.image_size)
+            crop = whole[:, top : top + config.crop_size, left : left + config.crop_size]
+            crops.append(crop.flip(2) if mirror else crop)
+        return torch.stack(crops)
+
+    @torch.no_grad()
+    def sheet(self, count: int = 24) -> Image.Image:
+        """Pictures above their reconstructions, evenly drawn from the folder."""
+        step = max(1, len(self.examples) // count)
+        chosen = self.examples[::step][:count]
+        pictures = torch.stack([load_picture(e.path, self.config.image_size) for e in chosen])
+        restored = torch.cat(
+            [
+                self.model.decode(self.model.encode(p[None].to(self.model.dtype)).latent_dist.mode())
+                .sample.float()
+                .clamp(-1, 1)
+                for p in pictures
+            ]
+        )
+        return picture_grid(torch.stack([pictures, restored], dim=1).flatten(0, 1), columns=12)
+
+
+def edge_loss(restored: Tensor, picture: Tensor, scales: int = 3) -> Tensor:
+    """Mean absolute error of horizontal and vertical differences, averaged over scales."""
+    error = restored - picture
+    total = error.new_zeros(())
+    for scale in range(scales):
+        if scale:
+            error = F.avg_pool2d(error, 2)
+        total = total + error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    return total / scales
+
+
+def picture_grid(pictures: Tensor, columns: int) -> Image.Image:
+    """Pictures ``(n, 3, h, w)`` in [-1, 1] side by side on one white sheet."""
+    pixels = ((pictures.float().cpu() + 1) * 127.5).round().clamp(0, 255).byte()
+    count, _, height, width = pixels.shape
+    rows = -(-count // columns)
+    sheet = np.full((rows * height, columns * width, 3), 255, dtype=np.uint8)
+    for i, picture in enumerate(pixels.permute(0, 2, 3, 1).numpy()):
+        top, left = i // columns * height, i % columns * width
+        sheet[top : top + height, left : left + width] = picture
+    return Image.fromarray(sheet)
+
+
+@torch.no_grad()
+def measure_latents(
+    model: AutoencoderKL, examples: Sequence[Example], image_size: int, batch_size: int = 16
+) -> tuple[Tensor, float]:
+    """Means of all latents, and the factor that brings them to unit variance.
+
+    Returns:
+        float32 ``(n, channels, height, width)``, and ``1 / std`` over all of them: the paper's
+        ``scale_by_std`` (section 4.3.2), to be stored as ``scaling_factor``.
+    """
+    found = []
+    for start in range(0, len(examples), batch_size):
+        batch = [load_picture(e.path, image_size) for e in examples[start : start + batch_size]]
+        found.append(model.encode(torch.stack(batch).to(model.dtype)).latent_dist.mode().float())
+    latents = torch.cat(found)
+    return latents, float(1.0 / latents.std())
+
+
+def save_autoencoder(model: AutoencoderKL, folder: Path, scaling_factor: float) -> None:
+    """Save in diffusers' layout with the measured ``scaling_factor``."""
+    model.save_pretrained(folder)
+    path = folder / "config.json"
+    written = json.loads(path.read_text())
+    written["scaling_factor"] = round(scaling_factor, 6)
+    path.write_text(json.dumps(written, indent=2) + "\n")

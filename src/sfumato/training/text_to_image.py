@@ -1,0 +1,125 @@
+"""Recipe: the second stage, a text encoder and a UNet trained together on cached latents.
+
+Rombach et al. 2022, equation 3: the squared error of the UNet's answer on noised latents, with the
+encoder's hidden states in its cross-attention. A share of captions is dropped so that the same
+network also learns the unconditional answer that classifier-free guidance needs (Ho and Salimans
+2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.config import check_choice
+from sfumato.diffusion.schedule import NoiseConfig, alphas_cumprod
+from sfumato.errors import ConfigError, DatasetError
+from sfumato.models.unet import UNet2DConditionModel
+from sfumato.text.clip import CLIPTextModel
+from sfumato.text.tokenizer import CLIPTokenizer
+from sfumato.training.data import Example, batch_indices
+from sfumato.training.loop import DTYPES, TrainConfig
+from sfumato.training.losses import (
+    PREDICTIONS,
+    add_noise,
+    diffusion_target,
+    min_snr_weight,
+    stratified_timesteps,
+    weighted_mse,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextToImageTraining(TrainConfig):
+    """How to train a text-to-image model.
+
+    Attributes:
+        prediction_type: what the UNet answers: ``epsilon``, ``v_prediction`` or ``sample``.
+        snr_gamma: cap of the min-SNR weighting; None weighs all noise levels alike.
+        caption_dropout: share of captions replaced by the empty one.
+    """
+
+    prediction_type: str = "v_prediction"
+    snr_gamma: float | None = 5.0
+    caption_dropout: float = 0.1
+
+    def validate(self) -> None:
+        super().validate()
+        check_choice("prediction_type", self.prediction_type, PREDICTIONS)
+        if not 0 <= self.caption_dropout < 1:
+            raise ConfigError(
+                f"`caption_dropout` has to lie in [0, 1) but is {self.caption_dropout}."
+            )
+        if self.snr_gamma is not None and self.snr_gamma <= 0:
+            raise ConfigError(f"`snr_gamma` has to be positive but is {self.snr_gamma}.")
+
+
+class TextToImageRecipe:
+    """Cached latents and captions in, the UNet's squared error out.
+
+    Args:
+        latents: scaled latents of all examples, float32 ``(n, channels, height, width)``.
+        examples: their captions; one of each example's is drawn per step.
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        latents: Tensor,
+        examples: Sequence[Example],
+        noise: NoiseConfig,
+        config: TextToImageTraining,
+    ) -> None:
+        if len(latents) != len(examples):
+            raise DatasetError(f"{len(latents)} latents for {len(examples)} pictures.")
+        self.unet, self.text_encoder, self.config = unet, text_encoder, config
+        self.modules: dict[str, nn.Module] = {"unet": unet, "text_encoder": text_encoder}
+        self.latents = latents
+        self.captions = _tokenize(tokenizer, [c for e in examples for c in e.captions])
+        self.nothing = _tokenize(tokenizer, [""])[0]
+        self.first = torch.tensor([0, *accumulate(len(e.captions) for e in examples)])
+        self.alpha_bar = torch.tensor(alphas_cumprod(noise), dtype=torch.float32)
+
+    def loss(self, index: int, generator: torch.Generator) -> dict[str, Tensor]:
+        config = self.config
+        dtype = DTYPES[config.dtype]
+        chosen = torch.from_numpy(
+            batch_indices(len(self.latents), config.batch_size, index, config.seed)
+        )
+        latents = self.latents[chosen]
+        noise = torch.randn(latents.shape, generator=generator)
+        timesteps = stratified_timesteps(len(chosen), len(self.alpha_bar), generator)
+        alpha_bar = self.alpha_bar[timesteps]
+        context = self.text_encoder(self._draw_captions(chosen, generator)).last_hidden_state
+        noisy = add_noise(latents, noise, alpha_bar).to(dtype)
+        answer = self.unet(noisy, timesteps, encoder_hidden_states=context).sample
+        target = diffusion_target(latents, noise, alpha_bar, config.prediction_type)
+        weight = min_snr_weight(alpha_bar, config.prediction_type, config.snr_gamma)
+        return {
+            "loss": weighted_mse(answer, target, weight),
+            "mse": weighted_mse(answer.detach(), target, torch.ones_like(weight)),
+        }
+
+    def _draw_captions(self, chosen: Tensor, generator: torch.Generator) -> Tensor:
+        """Token ids ``(batch, length)``: one caption of each example, some of them empty."""
+        count = self.first[chosen + 1] - self.first[chosen]
+        which = (torch.rand(len(chosen), generator=generator) * count).long()
+        ids = self.captions[self.first[chosen] + which]
+        dropped = torch.rand(len(chosen), generator=generator) < self.config.caption_dropout
+        return torch.where(dropped[:, None], self.nothing, ids)
+
+
+def _tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
+    return tokenizer(
+        captions,
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids
