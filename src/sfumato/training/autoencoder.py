@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +22,9 @@ from torch import Tensor, nn
 from sfumato.config import check_int
 from sfumato.errors import ConfigError
 from sfumato.models.autoencoder import AutoencoderKL
-from sfumato.training.data import Example, batch_indices, load_picture
+from sfumato.training.data import Example, batch_indices, load_picture, read_folder
 from sfumato.training.loop import DTYPES, TrainConfig
+from sfumato.training.run import prepare, read_architecture, run_to_end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +106,9 @@ class AutoencoderRecipe:
         pictures = torch.stack([load_picture(e.path, self.config.image_size) for e in chosen])
         restored = torch.cat(
             [
-                self.model.decode(self.model.encode(p[None].to(self.model.dtype)).latent_dist.mode())
+                self.model.decode(
+                    self.model.encode(p[None].to(self.model.dtype)).latent_dist.mode()
+                )
                 .sample.float()
                 .clamp(-1, 1)
                 for p in pictures
@@ -161,3 +165,41 @@ def save_autoencoder(model: AutoencoderKL, folder: Path, scaling_factor: float) 
     written = json.loads(path.read_text())
     written["scaling_factor"] = round(scaling_factor, 6)
     path.write_text(json.dumps(written, indent=2) + "\n")
+
+
+def train_autoencoder(
+    data: Path,
+    output: Path,
+    config: AutoencoderTraining,
+    *,
+    architecture: Path | None = None,
+    init: Path | None = None,
+    sample_every: int = 500,
+) -> Path:
+    """Train a first stage on a folder of pictures; returns the folder of the finished model.
+
+    Args:
+        architecture: folder with ``vae.json``; the embedded model's by default.
+        init: autoencoder to start from instead of random weights.
+
+    Raises:
+        DatasetError, ConfigError, NumericalError: see their descriptions.
+    """
+    examples = read_folder(data)
+    if init:
+        settings: dict[str, Any] = {"init": str(init)}
+        torch.manual_seed(config.seed)
+        model = AutoencoderKL.from_pretrained(init, dtype=torch.float32)
+    else:
+        settings = read_architecture(architecture, "vae")
+        torch.manual_seed(config.seed)
+        model = AutoencoderKL.from_config(settings)
+    recipe = AutoencoderRecipe(model, examples, config)
+    trainer = prepare(recipe, config, output, {"architecture": settings})
+    run_to_end(trainer, sample_every, lambda: recipe.sheet())
+    with trainer.averaged():
+        factor = model.config.scaling_factor
+        if not config.freeze_encoder:
+            _, factor = measure_latents(model, examples, config.image_size)
+        save_autoencoder(model, output / "model", factor)
+    return output / "model"

@@ -69,10 +69,11 @@ def read_folder(root: Path, *, max_bad_share: float = 0.01) -> list[Example]:
         logger.warning(
             "%d of %d pictures skipped; first: %s", len(problems), len(lines), problems[0]
         )
-    if not examples or len(problems) > max_bad_share * (len(examples) + len(problems)):
+    total = len(examples) + len(problems)
+    if not examples or len(problems) > max_bad_share * total:
         raise DatasetError(
-            f"'{root}': {len(problems)} of {len(examples) + len(problems)} pictures cannot be used, "
-            f"more than {max_bad_share:.0%}. First: {'; '.join(problems[:5]) or 'the file is empty'}.",
+            f"'{root}': {len(problems)} of {total} pictures cannot be used, more than "
+            f"{max_bad_share:.0%}. First: {'; '.join(problems[:5]) or 'the file is empty'}.",
             hint="Mend or remove these lines.",
         )
     return examples

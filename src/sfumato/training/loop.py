@@ -130,7 +130,7 @@ class Trainer:
 
 
 class AveragedWeights:
-    """Swap the averages in on entry and the training weights back on exit."""
+    """Holds the averages, in float32 and evaluation mode, while it is entered."""
 
     def __init__(self, optimizer: Optimizer, recipe: Recipe) -> None:
         self.optimizer, self.recipe = optimizer, recipe
@@ -138,16 +138,16 @@ class AveragedWeights:
     @torch.no_grad()
     def __enter__(self) -> None:
         for module in self.recipe.modules.values():
-            module.eval()
+            module.eval().to(torch.float32)
         for key, weight in self.optimizer.weights.items():
             weight.copy_(self.optimizer.averages[key])
 
     @torch.no_grad()
     def __exit__(self, *exc: object) -> None:
+        for module in self.recipe.modules.values():
+            module.train().to(self.optimizer.compute_dtype)
         for key, weight in self.optimizer.weights.items():
             weight.copy_(self.optimizer.masters[key])
-        for module in self.recipe.modules.values():
-            module.train()
 
 
 def train(

@@ -76,7 +76,7 @@ class Optimizer:
         config: OptimizerConfig,
         compute_dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.config = config
+        self.config, self.compute_dtype = config, compute_dtype
         named = {
             f"{name}.{key}": parameter
             for name, module in modules.items()

@@ -50,7 +50,9 @@ def read_log(path: Path) -> list[dict[str, float]]:
     return entries
 
 
-def plot_loss(entries: Sequence[dict[str, float]], size: tuple[int, int] = (900, 420)) -> Image.Image:
+def plot_loss(
+    entries: Sequence[dict[str, float]], size: tuple[int, int] = (900, 420)
+) -> Image.Image:
     """The loss over steps, both axes labelled, the loss on a logarithmic scale.
 
     The thin line is the mean of equal groups of steps, the thick one its moving average.

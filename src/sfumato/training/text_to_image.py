@@ -11,17 +11,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from sfumato.config import check_choice
 from sfumato.diffusion.schedule import NoiseConfig, alphas_cumprod
 from sfumato.errors import ConfigError, DatasetError
+from sfumato.models.autoencoder import AutoencoderKL
 from sfumato.models.unet import UNet2DConditionModel
+from sfumato.pipelines.stable_diffusion import StableDiffusionPipeline
+from sfumato.schedulers import DPMSolverMultistepScheduler
 from sfumato.text.clip import CLIPTextModel
 from sfumato.text.tokenizer import CLIPTokenizer
-from sfumato.training.data import Example, batch_indices
+from sfumato.training.autoencoder import picture_grid
+from sfumato.training.data import Example, batch_indices, read_folder
+from sfumato.training.latents import cached_latents
 from sfumato.training.loop import DTYPES, TrainConfig
 from sfumato.training.losses import (
     PREDICTIONS,
@@ -31,6 +38,10 @@ from sfumato.training.losses import (
     stratified_timesteps,
     weighted_mse,
 )
+from sfumato.training.run import prepare, read_architecture, run_to_end
+
+#: Pictures on a sample sheet.
+SHEET = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,3 +134,67 @@ def _tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
         truncation=True,
         return_tensors="pt",
     ).input_ids
+
+
+def train_text_to_image(
+    data: Path,
+    output: Path,
+    config: TextToImageTraining,
+    *,
+    autoencoder: Path,
+    architecture: Path | None = None,
+    image_size: int = 128,
+    sample_every: int = 500,
+) -> Path:
+    """Train a second stage; returns the folder of the finished pipeline, weights in bfloat16.
+
+    Args:
+        autoencoder: folder of the first stage.
+        architecture: folder with ``unet.json``, ``text_encoder.json`` and ``scheduler.json``.
+
+    Raises:
+        DatasetError, ConfigError, NumericalError: see their descriptions.
+    """
+    examples = read_folder(data)
+    parts = {n: read_architecture(architecture, n) for n in ("unet", "text_encoder", "scheduler")}
+    parts["scheduler"]["prediction_type"] = config.prediction_type
+    vae = AutoencoderKL.from_pretrained(autoencoder, dtype=torch.float32)
+    latents = cached_latents(vae, autoencoder, examples, image_size, output)
+    torch.manual_seed(config.seed)
+    unet = UNet2DConditionModel.from_config(parts["unet"])
+    text_encoder = CLIPTextModel.from_config(parts["text_encoder"])
+    tokenizer = CLIPTokenizer(model_max_length=text_encoder.config.max_position_embeddings)
+    scheduler = DPMSolverMultistepScheduler.from_config(parts["scheduler"])
+    noise = noise_config(scheduler.config)
+    recipe = TextToImageRecipe(unet, text_encoder, tokenizer, latents, examples, noise, config)
+    trainer = prepare(recipe, config, output, {"architecture": parts, "image_size": image_size})
+    pipeline = StableDiffusionPipeline(
+        vae=vae.eval(),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    prompts = [e.captions[0] for e in examples[:: max(1, len(examples) // SHEET)][:SHEET]]
+    run_to_end(trainer, sample_every, lambda: draw_sheet(pipeline, prompts))
+    with trainer.averaged():
+        pipeline.to(torch.bfloat16)
+        pipeline.save_pretrained(output / "model")
+    return output / "model"
+
+
+def draw_sheet(pipeline: StableDiffusionPipeline, prompts: Sequence[str]) -> Image.Image:
+    """One picture for each prompt, seeds by position, on one sheet."""
+    pipeline.set_progress_bar_config(disable=True)
+    seeds = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
+    drawn = pipeline(
+        list(prompts),
+        num_inference_steps=20,
+        guidance_scale=4.0,
+        generator=seeds,
+        output_type="pt",
+    )
+    return picture_grid(drawn.images * 2 - 1, columns=8)
