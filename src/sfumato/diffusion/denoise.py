@@ -1,0 +1,106 @@
+"""The loop: noise goes in, and every step comes out.
+
+Progress bars, previews, callbacks, cancelling and deadlines are consumers of the steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sfumato.diffusion.guidance import Guidance, Network, as_guidance
+from sfumato.diffusion.noise import NoiseSource
+from sfumato.diffusion.plan import Plan
+from sfumato.diffusion.run import PlanRun, Solver
+from sfumato.errors import InputError, NumericalError
+
+
+@dataclass
+class Step:
+    """One finished row. What a consumer assigns to the first three is used from then on.
+
+    Attributes:
+        x: the picture in progress, after this step.
+        context: what the network is conditioned on.
+        guidance: how the network is asked; a number is classifier-free guidance.
+        index: number of this call of the network, from 0.
+        timestep: what the network was told; a tensor with one number.
+        denoised: the finished picture as the network sees it now (for previews), or None.
+        output: the guided answer of the network.
+    """
+
+    x: torch.Tensor
+    context: Any
+    guidance: Guidance | float | None
+    index: int
+    timestep: torch.Tensor
+    denoised: torch.Tensor | None
+    output: torch.Tensor
+
+
+def denoise(
+    model: Network,
+    x: torch.Tensor,
+    context: Any,
+    plan: Plan | Solver,
+    guidance: Guidance | float | None = None,
+    noise: NoiseSource | None = None,
+    *,
+    check_finite: bool = True,
+) -> Iterator[Step]:
+    """Run a plan and yield each step.
+
+    Args:
+        model: ``(x, timestep, context) -> output``, shapes alike.
+        x: start, ``(n, channels, height, width)``, already multiplied by ``plan.init_sigma``.
+        context: handed to the model; with guidance on, negative half first.
+        plan: a sampler's table, or anything with the methods of `Solver`.
+        guidance: scale of classifier-free guidance, or a function (see `guidance`).
+        noise: needed by samplers that add noise.
+        check_finite: stop when NaN or infinity appears.
+
+    Raises:
+        NumericalError: with ``check_finite``, at the step where the numbers broke.
+        InputError: when the plan needs noise and there is none.
+
+    >>> import torch
+    >>> from sfumato.diffusion import samplers, schedule
+    >>> acp = schedule.alphas_cumprod(schedule.NoiseConfig())
+    >>> timesteps = schedule.spaced_timesteps("linspace", 8, 1000)
+    >>> sigmas = schedule.sigma_at(timesteps, schedule.training_sigmas(acp))
+    >>> way = schedule.Schedule.from_sigmas(timesteps.astype("float32"), [*sigmas, 0])
+    >>> plan = samplers.euler(way)
+    >>> picture = torch.full((1, 4, 2, 2), 0.5)
+    >>> x = picture + plan.init_sigma * torch.randn(1, 4, 2, 2)
+    >>> sigma_of = dict(zip(plan.timesteps.tolist(), plan.sigmas, strict=True))
+    >>> def model(x, timestep, context):                      # knows the picture: a perfect network
+    ...     sigma = sigma_of[timestep.item()]
+    ...     return (x * (sigma**2 + 1) ** 0.5 - context) / sigma
+    >>> for step in denoise(model, x, picture, plan):
+    ...     x = step.x
+    >>> step.index, round(x.mean().item(), 4)
+    (7, 0.5)
+    """
+    solver = PlanRun(plan, x.device) if isinstance(plan, Plan) else plan
+
+    def draw(dtype: torch.dtype) -> torch.Tensor:
+        if noise is None:
+            raise InputError("This sampler adds noise at each step.", hint="Pass `noise=`.")
+        return noise.draw(x.shape, dtype, x.device)
+
+    for row in range(len(solver)):
+        timestep = solver.timesteps[row]
+        seen = solver.network_input(row, x)
+        output = as_guidance(guidance)(model, seen, timestep, context)
+        x, denoised = solver.step(row, x, output, draw)
+        if check_finite and not torch.isfinite(x).all():
+            raise NumericalError(
+                f"NaN or infinity in step {row + 1} of {len(solver)}, timestep {timestep:g}.",
+                hint="16-bit floats overflow in some models: try float32 or bfloat16.",
+            )
+        step = Step(x, context, guidance, row, timestep, denoised, output)
+        yield step
+        x, context, guidance = step.x, step.context, step.guidance

@@ -1,0 +1,88 @@
+"""How the network is asked: alone, or once with the prompt and once against it.
+
+A guidance is a function ``(network, x, timestep, context) -> output``, where ``network`` has the
+form ``(x, timestep, context) -> output``. So one guidance can wrap another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+
+from sfumato.errors import InputError
+
+Network: TypeAlias = Callable[[torch.Tensor, torch.Tensor, Any], torch.Tensor]
+Guidance: TypeAlias = Callable[[Network, torch.Tensor, torch.Tensor, Any], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class ClassifierFree:
+    """Classifier-free guidance (arXiv:2207.12598).
+
+    The context holds the negative half first, then the positive half, along its first axis; the
+    network sees both in one call. At a scale of 1 or less there is no negative half, and the
+    network is asked once.
+
+    Attributes:
+        scale: a number, or one per picture.
+        rescale: share of the result brought back to the contrast of the positive answer
+            (arXiv:2305.08891, section 3.4).
+    """
+
+    scale: float | Sequence[float] = 7.5
+    rescale: float = 0.0
+
+    def __post_init__(self) -> None:
+        for value in (*_as_list(self.scale), self.rescale):
+            if not abs(value) < float("inf"):
+                raise InputError(f"A guidance scale has to be a finite number but is {value}.")
+
+    @property
+    def doubles(self) -> bool:
+        """Whether the network is asked with a negative half as well."""
+        return max(_as_list(self.scale)) > 1
+
+    def __call__(
+        self, network: Network, x: torch.Tensor, timestep: torch.Tensor, context: Any
+    ) -> torch.Tensor:
+        if not self.doubles:
+            return network(x, timestep, context)
+        negative, positive = network(torch.cat([x, x]), timestep, context).chunk(2)
+        guided = negative + self._scale_like(positive) * (positive - negative)
+        return rescale_noise_cfg(guided, positive, self.rescale) if self.rescale > 0 else guided
+
+    def _scale_like(self, x: torch.Tensor) -> float | torch.Tensor:
+        if isinstance(self.scale, int | float):
+            return self.scale
+        scales = torch.tensor([max(s, 1.0) for s in self.scale], dtype=x.dtype, device=x.device)
+        return scales.view(-1, *[1] * (x.ndim - 1))
+
+
+def _as_list(scale: float | Sequence[float]) -> list[float]:
+    return [scale] if isinstance(scale, int | float) else list(scale)
+
+
+def rescale_noise_cfg(
+    noise_cfg: torch.Tensor, noise_pred_text: torch.Tensor, guidance_rescale: float = 0.0
+) -> torch.Tensor:
+    """Bring a guided answer back to the standard deviation of the positive answer, in part.
+
+    Args:
+        noise_cfg: guided output, ``(n, ...)``.
+        noise_pred_text: output for the positive context, same shape.
+        guidance_rescale: 0 leaves ``noise_cfg``, 1 replaces it by its rescaled form.
+    """
+    axes = tuple(range(1, noise_cfg.ndim))
+    wanted = noise_pred_text.std(dim=axes, keepdim=True)
+    rescaled = noise_cfg * (wanted / noise_cfg.std(dim=axes, keepdim=True))
+    return guidance_rescale * rescaled + (1 - guidance_rescale) * noise_cfg
+
+
+def as_guidance(guidance: Guidance | float | None) -> Guidance:
+    """A number becomes classifier-free guidance; None asks the network once."""
+    if guidance is None:
+        return ClassifierFree(1.0)
+    return ClassifierFree(guidance) if isinstance(guidance, int | float) else guidance
