@@ -287,9 +287,12 @@ def build(out: Path, tarballs: Path, size: int, seed: int, workers: int) -> Coun
     things, sets = load(tarballs)
     rows, jobs = rows_and_jobs(things, sets, out, size, seed)
     (out / "images").mkdir(parents=True, exist_ok=True)
-    with multiprocessing.Pool(workers) as pool:
-        for _ in pool.imap_unordered(draw, jobs, chunksize=32):
-            pass
+    if workers > 1:
+        with multiprocessing.get_context("spawn").Pool(workers) as pool:
+            pool.map(draw, jobs, chunksize=32)
+    else:
+        for job in jobs:
+            draw(job)
     with (out / "metadata.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     for style in STYLES:
