@@ -70,6 +70,8 @@ class Attention(nn.Module):
         self.residual_connection = residual_connection
         self.upcast_attention = upcast_attention
         self.fused_projections = False
+        self.to_qkv: nn.Linear | None = None
+        self.to_kv: nn.Linear | None = None
 
         self.group_norm = None
         if norm_num_groups is not None:
@@ -149,9 +151,10 @@ class Attention(nn.Module):
         return self._split(q), self._split(k), self._split(v)
 
     def _project_fused(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if not self.is_cross_attention:
+        if self.to_qkv is not None:
             q, k, v = self.to_qkv(x).chunk(3, dim=-1)
             return q, k, v
+        assert self.to_kv is not None
         k, v = self.to_kv(context).chunk(2, dim=-1)
         return self.to_q(x), k, v
 
@@ -189,12 +192,11 @@ class Attention(nn.Module):
         The fused layer holds a copy of the weights as they are now; the single layers stay.
         """
         assert self.to_k is not None and self.to_v is not None
-        name = "to_kv" if self.is_cross_attention else "to_qkv"
-        if fuse:
-            parts = [self.to_k, self.to_v]
-            setattr(self, name, _joined(parts if self.is_cross_attention else [self.to_q, *parts]))
-        elif self.fused_projections:
-            delattr(self, name)
+        self.to_qkv = self.to_kv = None
+        if fuse and self.is_cross_attention:
+            self.to_kv = _joined([self.to_k, self.to_v])
+        elif fuse:
+            self.to_qkv = _joined([self.to_q, self.to_k, self.to_v])
         self.fused_projections = fuse
 
     # Processors and slices.
@@ -218,14 +220,16 @@ class Attention(nn.Module):
         Raises:
             InputError: a slice larger than the number of heads, or smaller than one.
         """
-        if slice_size is None:
-            self.set_processor(AttnProcessor2_0())
-            return
-        if not 1 <= slice_size <= self.sliceable_head_dim:
+        self.check_slice(slice_size)
+        sliced = slice_size is not None
+        self.set_processor(SlicedAttnProcessor(slice_size) if sliced else AttnProcessor2_0())
+
+    def check_slice(self, slice_size: int | None) -> None:
+        """Raise `InputError` if `set_attention_slice` would."""
+        if slice_size is not None and not 1 <= slice_size <= self.sliceable_head_dim:
             raise InputError(
                 f"slice_size has to be from 1 to {self.sliceable_head_dim} but is {slice_size}."
             )
-        self.set_processor(SlicedAttnProcessor(slice_size))
 
     def _accepted(self, keywords: dict[str, Any]) -> dict[str, Any]:
         if not keywords or self._keywords is None:

@@ -15,6 +15,7 @@ from torch import nn
 
 from sfumato.config import Config
 from sfumato.errors import ConfigError, did_you_mean
+from sfumato.models.layers import Recomputable
 from sfumato.outputs import register_pytrees
 
 register_pytrees()
@@ -137,9 +138,10 @@ class ModelMixin(nn.Module, Generic[ConfigT]):
     @property
     def is_gradient_checkpointing(self) -> bool:
         """Whether any part recomputes its activations in the backward pass."""
-        return any(getattr(m, "gradient_checkpointing", False) for m in self.modules())
+        parts = (m for m in self.modules() if isinstance(m, Recomputable))
+        return any(part.gradient_checkpointing for part in parts)
 
     def _set_gradient_checkpointing(self, value: bool) -> None:
         for module in self.modules():
-            if hasattr(module, "gradient_checkpointing"):
+            if isinstance(module, Recomputable):
                 module.gradient_checkpointing = value

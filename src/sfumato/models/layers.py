@@ -132,16 +132,23 @@ class ResnetBlock2D(Recomputable):
             self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1)
         self.skip_time_act = skip_time_act
         self.output_scale_factor = output_scale_factor
-        self.resample: nn.Module | None = None
+        self.resample: Upsample2D | Downsample2D | None = None
         if resample == "up":
             self.resample = Upsample2D(in_channels, use_conv=False)
         elif resample == "down":
             self.resample = Downsample2D(in_channels, use_conv=False)
 
-    def compute(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
-        """``x`` is ``(N, in_channels, H, W)``, ``temb`` is ``(N, temb_channels)``."""
+    def compute(
+        self, x: Tensor, temb: Tensor | None = None, output_size: tuple[int, int] | None = None
+    ) -> Tensor:
+        """``x`` is ``(N, in_channels, H, W)``, ``temb`` is ``(N, temb_channels)``.
+
+        ``output_size`` is for blocks that resample "up"; see `Upsample2D`.
+        """
         h = self.nonlinearity(self.norm1(x))
-        if self.resample is not None:
+        if isinstance(self.resample, Upsample2D):
+            x, h = self.resample(x, output_size), self.resample(h, output_size)
+        elif self.resample is not None:
             x, h = self.resample(x), self.resample(h)
         h = self.conv1(h)
         time = self._project_time(temb)
