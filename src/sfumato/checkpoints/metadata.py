@@ -1,0 +1,306 @@
+"""The recipe of a picture, and the two texts that a PNG carries it in.
+
+    Recipe  <->  infotext   PNG keyword ``parameters``, the text that A1111's web UI made common:
+                            every gallery reads it, but it is ambiguous
+    Recipe  <->  JSON       PNG keyword ``sfumato``, exact; it wins when both are there
+
+Everything here is a pure function from text to text; `sfumato.checkpoints.png` opens the files.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sfumato.checkpoints.jsonfile import parse_json
+from sfumato.config import Config, check_int
+from sfumato.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+INFOTEXT_KEYWORD = "parameters"
+JSON_KEYWORD = "sfumato"
+MAX_SEED = 2**64 - 1
+
+_JSON_FORMAT = 1
+_MAX_TEXT = 1 << 20  # characters of one text; longer ones are not recipes
+_NEGATIVE = "Negative prompt:"
+#: One ``key: value`` of the last line of an infotext; a value may be a JSON string.
+_ENTRY = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Config):
+    """What a picture was drawn from; None where it is not known or does not apply.
+
+    Attributes:
+        prompt: the text; ``negative_prompt`` what to steer away from.
+        steps: denoising steps, 1 or more.
+        sampler: display name such as ``"Euler a"``.
+        schedule: display name such as ``"Karras"``; None is the sampler's own.
+        cfg_scale: guidance scale.
+        seed: of this very picture, 0 to 2^64 - 1.
+        width, height: in pixels.
+        model_hash: first ten hexadecimal digits of the SHA-256 of the UNet's weight file.
+        model: the model's name.
+        clip_skip: as A1111 counts: 1 is the text encoder's last layer, 2 the one before.
+        eta: DDIM's share of fresh noise, 0 to 1.
+        guidance_rescale: 0 to 1.
+        dtype: of the computation, such as ``"float32"``; not part of an infotext.
+        rng: where the noise was drawn, ``"CPU"`` here.
+        version: the program that drew it.
+        extra: entries of an infotext that sfumato does not know.
+    """
+
+    prompt: str = ""
+    negative_prompt: str = ""
+    steps: int | None = None
+    sampler: str | None = None
+    schedule: str | None = None
+    cfg_scale: float | None = None
+    seed: int | None = None
+    width: int | None = None
+    height: int | None = None
+    model_hash: str | None = None
+    model: str | None = None
+    clip_skip: int | None = None
+    eta: float | None = None
+    guidance_rescale: float | None = None
+    dtype: str | None = None
+    rng: str | None = None
+    version: str | None = None
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+    def validate(self) -> None:
+        """Raise `ConfigError` if a field is of another type or out of range."""
+        for name, (low, high) in _INT_RANGES.items():
+            if getattr(self, name) is not None:
+                check_int(f"Recipe.{name}", getattr(self, name), low, high)
+        for name, (low, high) in _FLOAT_RANGES.items():
+            if getattr(self, name) is not None:
+                _check_float(f"Recipe.{name}", getattr(self, name), low, high)
+        for name in _TEXT_FIELDS:
+            value = getattr(self, name)
+            if value is None and name not in ("prompt", "negative_prompt"):
+                continue
+            if not isinstance(value, str) or len(value) > _MAX_TEXT:
+                raise ConfigError(f"`Recipe.{name}` has to be text of at most {_MAX_TEXT} letters.")
+        if not isinstance(self.extra, Mapping) or not all(
+            isinstance(text, str) for pair in self.extra.items() for text in pair
+        ):
+            raise ConfigError("`Recipe.extra` has to map text to text.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The known fields as plain values; what is None or empty is left out."""
+        return {k: v for k, v in super().to_dict().items() if v is not None and v != {}}
+
+
+_INT_RANGES = {
+    "steps": (1, 100_000),
+    "seed": (0, MAX_SEED),
+    "width": (1, 1 << 20),
+    "height": (1, 1 << 20),
+    "clip_skip": (1, 1000),
+}
+_FLOAT_RANGES = {"cfg_scale": (-1e6, 1e6), "eta": (0.0, 1.0), "guidance_rescale": (0.0, 1.0)}
+_TEXT_FIELDS = (
+    "prompt",
+    "negative_prompt",
+    "sampler",
+    "schedule",
+    "model_hash",
+    "model",
+    "dtype",
+    "rng",
+    "version",
+)
+
+#: (key of the infotext, field of the recipe, type), in the order in which they are written.
+#: ``Size`` stands for two fields and the unknown entries come before ``Version``.
+_ENTRIES: tuple[tuple[str, str, type], ...] = (
+    ("Steps", "steps", int),
+    ("Sampler", "sampler", str),
+    ("Schedule type", "schedule", str),
+    ("CFG scale", "cfg_scale", float),
+    ("Seed", "seed", int),
+    ("Size", "size", str),
+    ("Model hash", "model_hash", str),
+    ("Model", "model", str),
+    ("Clip skip", "clip_skip", int),
+    ("RNG", "rng", str),
+    ("Eta", "eta", float),
+    ("CFG rescale", "guidance_rescale", float),
+    ("Version", "version", str),
+)
+_AUTOMATIC = "Automatic"
+
+
+def _check_float(label: str, value: object, low: float, high: float) -> None:
+    ok = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+    if not ok:  # which a NaN is not either
+        raise ConfigError(
+            f"`{label}` has to be a number from {low:g} to {high:g} but is {value!r}."
+        )
+
+
+# -- infotext ----------------------------------------------------------------------------------
+
+
+def to_infotext(recipe: Recipe) -> str:
+    """The text of the PNG keyword ``parameters``.
+
+    >>> print(to_infotext(Recipe(prompt="a cat", negative_prompt="dogs", steps=20, model="a,b",
+    ...                          cfg_scale=7.0, seed=5, width=512, height=512)))
+    a cat
+    Negative prompt: dogs
+    Steps: 20, CFG scale: 7, Seed: 5, Size: 512x512, Model: "a,b"
+    """
+    negative = f"\n{_NEGATIVE} {recipe.negative_prompt}" if recipe.negative_prompt else ""
+    entries = ", ".join(f"{key}: {_quote(value)}" for key, value in _written_entries(recipe))
+    return f"{recipe.prompt}{negative}\n{entries}"
+
+
+def _written_entries(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    for key, name, _ in _ENTRIES:
+        if key == "Version":
+            yield from recipe.extra.items()
+        if key == "Size":
+            value = f"{recipe.width}x{recipe.height}" if recipe.width and recipe.height else None
+        elif key == "Schedule type" and recipe.sampler is not None:
+            value = recipe.schedule or _AUTOMATIC
+        elif key == "Clip skip" and recipe.clip_skip == 1:
+            value = None  # a reader takes 1 when the entry is absent
+        else:
+            value = getattr(recipe, name)
+        if value is not None:
+            yield key, _number_text(value) if isinstance(value, float) else str(value)
+
+
+def _number_text(value: float) -> str:
+    return str(int(value)) if value.is_integer() else repr(value)
+
+
+def _quote(value: str) -> str:
+    """A JSON string when the bare value would not be read back as it is."""
+    if any(c in value for c in ",\n:") or value.startswith('"') or value != value.strip():
+        return json.dumps(value, ensure_ascii=False)
+    return value
+
+
+def _unquote(value: str) -> str:
+    if len(value) < 2 or value[0] != '"' or value[-1] != '"':
+        return value
+    try:
+        text = json.loads(value)
+    except ValueError:
+        return value
+    return text if isinstance(text, str) else value
+
+
+def parse_infotext(text: str) -> Recipe:
+    """Read what A1111, its relatives or `to_infotext` wrote.
+
+    The last line holds the parameters when it looks like at least three of them. A line that
+    begins with ``Negative prompt:`` ends the prompt. Entries that are not known, or whose value
+    is not what it should be, are kept in ``extra``.
+
+    >>> recipe = parse_infotext("a cat\\nSteps: 20, Sampler: Euler a, Seed: 5, Face: yes")
+    >>> recipe.prompt, recipe.steps, recipe.sampler, recipe.extra
+    ('a cat', 20, 'Euler a', {'Face': 'yes'})
+    """
+    if len(text) > _MAX_TEXT:
+        raise ConfigError(f"The text has {len(text)} letters; a recipe has at most {_MAX_TEXT}.")
+    *lines, last = text.rstrip("\n").split("\n")
+    entries = _ENTRY.findall(last)
+    if len(entries) < 3:
+        lines, entries = [*lines, last], []
+    cut = next((i for i, line in enumerate(lines) if line.startswith(_NEGATIVE)), len(lines))
+    negative = "\n".join(lines[cut:])[len(_NEGATIVE) :].removeprefix(" ")
+    values: dict[str, Any] = {}
+    extra: dict[str, str] = {}
+    for key, raw in entries:
+        value = _unquote(raw)
+        known = _read_entry(key, value)
+        (values.update(known) if known else extra.setdefault(key, value))
+    return Recipe(prompt="\n".join(lines[:cut]), negative_prompt=negative, extra=extra, **values)
+
+
+def _read_entry(key: str, value: str) -> dict[str, Any]:
+    """The recipe's fields that an entry stands for; empty when it is not known or not sound."""
+    name, kind = next(((n, t) for k, n, t in _ENTRIES if k == key), (None, str))
+    if name is None:
+        return {}
+    fields: dict[str, Any]
+    if name == "size":
+        sides = re.fullmatch(r"(\d{1,7})x(\d{1,7})", value)
+        fields = {"width": int(sides[1]), "height": int(sides[2])} if sides else {}
+    elif name == "schedule" and value == _AUTOMATIC:
+        return {"schedule": None}
+    else:
+        try:
+            fields = {name: kind(value)}
+        except ValueError:
+            return {}
+    try:
+        Recipe(**fields)
+    except ConfigError:
+        return {}
+    return fields
+
+
+# -- JSON --------------------------------------------------------------------------------------
+
+
+def to_json(recipe: Recipe) -> str:
+    """The text of the PNG keyword ``sfumato``: one line of ASCII, whatever the prompt holds."""
+    return json.dumps({"format": _JSON_FORMAT, **recipe.to_dict()}, allow_nan=False)
+
+
+def from_json(text: str) -> Recipe:
+    """Read what `to_json` wrote; keys of later versions are ignored.
+
+    Raises:
+        ConfigError: when it is no JSON object or a value is out of range.
+    """
+    if len(text) > 12 * _MAX_TEXT:  # a letter takes up to twelve characters in ASCII JSON
+        raise ConfigError("The recipe's JSON is too long.")
+    values = parse_json(text, "The recipe")
+    known = set(Recipe())
+    return Recipe.from_dict({k: v for k, v in values.items() if k in known})
+
+
+# -- both --------------------------------------------------------------------------------------
+
+
+def recipe_to_texts(recipe: Recipe) -> dict[str, str]:
+    """Keyword to text, both forms; letters that a PNG's text cannot hold become U+FFFD.
+
+    Only the infotext can hold such letters (NUL and lone surrogates); the JSON escapes them.
+    """
+    infotext = re.sub("[\0\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", to_infotext(recipe))
+    return {INFOTEXT_KEYWORD: infotext, JSON_KEYWORD: to_json(recipe)}
+
+
+def recipe_from_texts(texts: Mapping[str, str]) -> Recipe | None:
+    """The recipe in a picture's texts, from our JSON if it is sound, else from the infotext.
+
+    Returns:
+        None when neither is there.
+
+    Raises:
+        ConfigError: when the only text that is there cannot be read.
+    """
+    if JSON_KEYWORD in texts:
+        try:
+            return from_json(texts[JSON_KEYWORD])
+        except ConfigError as error:
+            if INFOTEXT_KEYWORD not in texts:
+                raise
+            logger.warning("The exact recipe is damaged (%s), taking the text for people.", error)
+    if INFOTEXT_KEYWORD in texts:
+        return parse_infotext(texts[INFOTEXT_KEYWORD])
+    return None
