@@ -1,0 +1,294 @@
+"""From prompts to the embeddings that condition the UNet.
+
+The pipelines call `encode_prompt` before the denoising loop. It does what the method of the same
+name does in diffusers' ``StableDiffusionPipeline``, in the same order, and takes this package's
+`CLIPTokenizer` and `CLIPTextModel` or those of transformers.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfumato.errors import InputError, TokenizerError
+
+logger = logging.getLogger(__name__)
+
+#: No more than this is logged of a text that was cut off.
+_LOGGED_CHARACTERS = 2000
+
+
+class InputTypeError(InputError, TypeError):
+    """An argument of the wrong type, where diffusers raises a ``TypeError``."""
+
+
+def encode_prompt(
+    prompt: str | list[str] | None,
+    *,
+    tokenizer: Any,
+    text_encoder: Any,
+    device: torch.device | str,
+    num_images_per_prompt: int = 1,
+    do_classifier_free_guidance: bool = False,
+    negative_prompt: str | list[str] | None = None,
+    prompt_embeds: Tensor | None = None,
+    negative_prompt_embeds: Tensor | None = None,
+    clip_skip: int | None = None,
+    clip_skip_negative: bool = False,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Embed prompts and, for guidance, negative prompts.
+
+    Args:
+        prompt: one text or a list of them; ignored when ``prompt_embeds`` is given.
+        tokenizer, text_encoder: may be ``None`` when all embeddings are given.
+        device: where the text encoder is and the embeddings shall be.
+        num_images_per_prompt: each embedding is repeated so often, next to itself.
+        do_classifier_free_guidance: whether negative embeddings are needed.
+        negative_prompt: of the same type as ``prompt``; default empty. With ``prompt_embeds``, a
+            single text serves the whole batch.
+        prompt_embeds: (batch, length, width), in place of ``prompt``.
+        negative_prompt_embeds: of the shape of ``prompt_embeds``, in place of ``negative_prompt``.
+        clip_skip: how many of the encoder's last layers to leave out; the final layer norm is
+            applied all the same. 1 is what other programs call "clip skip 2".
+        clip_skip_negative: leave them out for the negative prompt as well. diffusers 0.35 does
+            not, which is why that is the default here.
+        dtype: of the result; default the text encoder's, or without one that of the embeddings.
+
+    Returns:
+        Embeddings and negative embeddings, each (batch * num_images_per_prompt, length, width).
+        Without guidance the second is what was given.
+
+    Raises:
+        InputError: when arguments contradict each other or embeddings are not finite.
+        InputTypeError: when ``negative_prompt`` is not of the type of ``prompt``.
+        TokenizerError: when the tokenizer makes ids that the text encoder does not have.
+    """
+    _check_count(num_images_per_prompt)
+    encoder = _Encoder(tokenizer, text_encoder, device)
+    if prompt_embeds is None:
+        positive = encoder(_checked_prompt(prompt), clip_skip=clip_skip, warn=True)
+    else:
+        positive = _checked_embeds("prompt_embeds", prompt_embeds)
+    if dtype is None:
+        dtype = positive.dtype if text_encoder is None else text_encoder.dtype
+    positive = positive.to(device=device, dtype=dtype)
+    if not do_classifier_free_guidance:
+        return _repeat(positive, num_images_per_prompt), negative_prompt_embeds
+
+    if negative_prompt_embeds is None:
+        like = None if prompt_embeds is not None else prompt
+        texts = _negative_texts(negative_prompt, like, len(positive))
+        skip = clip_skip if clip_skip_negative else None
+        negative = encoder(texts, clip_skip=skip, length=positive.shape[1])
+        negative = negative.expand(len(positive), -1, -1)
+    else:
+        negative = _checked_embeds("negative_prompt_embeds", negative_prompt_embeds)
+    if negative.shape != positive.shape:
+        raise InputError(
+            "`prompt_embeds` and `negative_prompt_embeds` must have the same shape, but got: "
+            f"{tuple(positive.shape)} != {tuple(negative.shape)}."
+        )
+    negative = negative.to(device=device, dtype=dtype)
+    return _repeat(positive, num_images_per_prompt), _repeat(negative, num_images_per_prompt)
+
+
+def maybe_convert_prompt(prompt: str | list[str], tokenizer: Any) -> Any:
+    """Write out textual-inversion tokens that stand for several vectors.
+
+    Of a token ``<cat>`` with three vectors the tokenizer knows ``<cat>``, ``<cat>_1`` and
+    ``<cat>_2``; the word ``<cat>`` in a prompt becomes all three. Other text stays as it is.
+
+    Returns:
+        A text for a text, a list for a list.
+    """
+    added = getattr(tokenizer, "added_tokens_encoder", {})
+    several = {token for token in added if f"{token}_1" in added}
+    if not several:
+        return prompt
+    if isinstance(prompt, list):
+        return [_write_out(text, tokenizer, several) for text in prompt]
+    return _write_out(prompt, tokenizer, several)
+
+
+def _write_out(prompt: str, tokenizer: Any, several: set[str]) -> str:
+    for token in dict.fromkeys(tokenizer.tokenize(prompt)):
+        if token not in several:
+            continue
+        words, index = [token], 1
+        while f"{token}_{index}" in tokenizer.added_tokens_encoder:
+            words.append(f"{token}_{index}")
+            index += 1
+        phrase = " ".join(words)
+        if token in prompt:
+            prompt = prompt.replace(token, phrase)
+        else:  # our tokenizer finds added tokens in any case
+            prompt = re.sub(re.escape(token), lambda _, p=phrase: p, prompt, flags=re.IGNORECASE)
+    return prompt
+
+
+class _Encoder:
+    """Tokenizer and text encoder of one call of `encode_prompt`."""
+
+    def __init__(self, tokenizer: Any, text_encoder: Any, device: torch.device | str) -> None:
+        self.tokenizer = tokenizer
+        self.text_encoder = text_encoder
+        self.device = device
+
+    def __call__(
+        self,
+        texts: str | list[str],
+        *,
+        clip_skip: int | None,
+        length: int | None = None,
+        warn: bool = False,
+    ) -> Tensor:
+        """Hidden states of texts, (batch, length, width); by default as long as CLIP allows."""
+        if self.tokenizer is None or self.text_encoder is None:
+            raise InputError(
+                "A prompt in words needs a tokenizer and a text encoder, but the pipeline has "
+                "none.",
+                hint="Pass `prompt_embeds`, and `negative_prompt_embeds` for guidance.",
+            )
+        limit = self._most_tokens()
+        if length is not None and length > limit:
+            raise InputError(
+                f"`prompt_embeds` has {length} tokens, but a negative prompt in words has at most "
+                f"{limit}.",
+                hint="Pass `negative_prompt_embeds` of the same length.",
+            )
+        texts = maybe_convert_prompt(texts, self.tokenizer)
+        batch = self.tokenizer(
+            texts,
+            padding="max_length",
+            max_length=limit if length is None else length,
+            truncation=True,
+            return_tensors="pt",
+        )
+        self._check_ids(batch.input_ids)
+        if warn:
+            self._warn_of_truncation(texts, batch.input_ids, limit)
+        masked = getattr(self.text_encoder.config, "use_attention_mask", False)
+        mask = batch.attention_mask.to(self.device) if masked else None
+        return self._hidden_states(batch.input_ids.to(self.device), mask, clip_skip)
+
+    def _hidden_states(self, ids: Tensor, mask: Tensor | None, clip_skip: int | None) -> Tensor:
+        if clip_skip is None:
+            return self.text_encoder(ids, attention_mask=mask)[0]
+        layers = self.text_encoder.config.num_hidden_layers
+        if not isinstance(clip_skip, int) or not 0 <= clip_skip <= layers:
+            raise InputError(
+                f"`clip_skip` has to be an integer from 0 to {layers}, the number of the text "
+                f"encoder's layers, but is {clip_skip!r}."
+            )
+        states = self.text_encoder(ids, attention_mask=mask, output_hidden_states=True)[-1]
+        return self.text_encoder.text_model.final_layer_norm(states[-(clip_skip + 1)])
+
+    def _most_tokens(self) -> int:
+        """What the tokenizer and the positions of the text encoder allow.
+
+        A tokenizer from transformers may state 1e30, for want of a configuration.
+        """
+        positions = getattr(self.text_encoder.config, "max_position_embeddings", None)
+        stated = self.tokenizer.model_max_length
+        return stated if positions is None else min(stated, positions)
+
+    def _check_ids(self, ids: Tensor) -> None:
+        rows = getattr(self.text_encoder.get_input_embeddings(), "num_embeddings", None)
+        highest = int(ids.max())
+        if rows is not None and highest >= rows:
+            raise TokenizerError(
+                f"The tokenizer made the id {highest}, but the text encoder has only {rows} "
+                "tokens.",
+                hint="They have to come from the same model; after `add_tokens`, call "
+                "`text_encoder.resize_token_embeddings(len(tokenizer))`.",
+            )
+
+    def _warn_of_truncation(self, texts: str | list[str], ids: Tensor, limit: int) -> None:
+        whole = self.tokenizer(texts, padding="longest", return_tensors="pt").input_ids
+        if whole.shape[-1] < ids.shape[-1] or torch.equal(ids, whole):
+            return
+        removed = str(self.tokenizer.batch_decode(whole[:, limit - 1 : -1]))
+        if len(removed) > _LOGGED_CHARACTERS:
+            removed = removed[:_LOGGED_CHARACTERS] + "..."
+        logger.warning(
+            "The following part of your input was truncated because CLIP can only handle "
+            "sequences up to %d tokens: %s",
+            limit,
+            removed,
+        )
+
+
+def _checked_prompt(prompt: Any, name: str = "prompt") -> str | list[str]:
+    if prompt is None:
+        raise InputError(
+            "Provide either `prompt` or `prompt_embeds`. Cannot leave both `prompt` and "
+            "`prompt_embeds` undefined."
+        )
+    if not isinstance(prompt, str | list):
+        raise InputError(f"`{name}` has to be of type `str` or `list` but is {type(prompt)}.")
+    if isinstance(prompt, list):
+        if not prompt:
+            raise InputError(f"`{name}` is an empty list; it has to hold at least one text.")
+        for text in prompt:
+            if not isinstance(text, str):
+                raise InputError(f"`{name}` has to be a list of `str` but holds a {type(text)}.")
+    return prompt
+
+
+def _negative_texts(
+    negative_prompt: str | list[str] | None, prompt: str | list[str] | None, batch_size: int
+) -> list[str]:
+    """One negative text per prompt, or a single one for a batch of given embeddings."""
+    if negative_prompt is None:
+        return [""] * batch_size
+    negative_prompt = _checked_prompt(negative_prompt, "negative_prompt")
+    if prompt is not None and isinstance(prompt, str) != isinstance(negative_prompt, str):
+        raise InputTypeError(
+            f"`negative_prompt` should be the same type to `prompt`, but got "
+            f"{type(negative_prompt)} != {type(prompt)}."
+        )
+    if isinstance(negative_prompt, str):
+        return [negative_prompt]
+    if len(negative_prompt) != batch_size:
+        raise InputError(
+            f"`negative_prompt`: {_shown(negative_prompt)} has batch size {len(negative_prompt)}, "
+            f"but `prompt`: {_shown(prompt)} has batch size {batch_size}. Please make sure that "
+            "passed `negative_prompt` matches the batch size of `prompt`."
+        )
+    return negative_prompt
+
+
+def _checked_embeds(name: str, embeds: Any) -> Tensor:
+    if not isinstance(embeds, Tensor) or embeds.ndim != 3 or not embeds.is_floating_point():
+        found = f"{embeds.dtype} {tuple(embeds.shape)}" if isinstance(embeds, Tensor) else embeds
+        raise InputError(
+            f"`{name}` has to be a floating-point tensor of shape (batch, length, width) but is "
+            f"{_shown(found)}."
+        )
+    if 0 in embeds.shape:
+        raise InputError(f"`{name}` is empty: its shape is {tuple(embeds.shape)}.")
+    if not embeds.is_meta and not bool(torch.isfinite(embeds).all()):
+        raise InputError(f"`{name}` has values that are NaN or infinite.")
+    return embeds
+
+
+def _check_count(number: Any) -> None:
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise InputError(
+            f"`num_images_per_prompt` has to be an integer from 1 on but is {number!r}."
+        )
+
+
+def _repeat(embeds: Tensor, times: int) -> Tensor:
+    """Each row ``times`` times in a row: a, a, b, b, ..."""
+    return embeds.repeat_interleave(times, dim=0) if times > 1 else embeds.contiguous()
+
+
+def _shown(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 200 else text[:200] + "..."
