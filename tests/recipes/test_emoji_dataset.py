@@ -191,7 +191,7 @@ def test_sampled_prompts_cover_every_style_and_name_nothing_twice() -> None:
 
 
 def test_the_shipped_prompts_are_twelve_for_each_style() -> None:
-    path = Path(emoji_dataset.__file__).with_name("prompts-48.txt")
+    path = Path(__file__).parents[2] / "recipes" / "prompts-48.txt"
     styles = re.findall(r", (\w+) style$", path.read_text(), flags=re.MULTILINE)
     assert styles == [style.word for style in STYLES for _ in range(12)]
 

@@ -157,11 +157,7 @@ def test_captions_are_short_and_never_repeated(style: Style) -> None:
     rng = random.Random(7)
     words = ["red", "big", "happy", "dog", "cat", "with", "on", "hat"]
     for _ in range(50):
-        name = " ".join(
-            rng.choices(
-                ["red", "big", "happy", "dog", "cat", "with", "on", "hat"], k=rng.randint(1, 8)
-            )
-        )
+        name = " ".join(rng.choices(words, k=rng.randint(1, 8)))
         thing = Thing("1f600", name, ("pet", "good pet"), ("animal", "tail", "bark"), "animals")
         captions = captions_for(thing, style)
         assert len(captions) == len(set(captions)) >= 4
