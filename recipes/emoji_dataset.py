@@ -94,7 +94,13 @@ def fetch(package: Package, folder: Path) -> Path:
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         command = ["npm", "pack", "--silent", f"{package.name}@{package.version}"]
-        subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        try:
+            subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise SystemExit(
+                f"`{' '.join(command)}` failed: {error}. Put {package.filename} into {folder} "
+                "by another way, or name a folder that has it with --tarballs."
+            ) from error
     digest = base64.b64encode(hashlib.sha512(path.read_bytes()).digest()).decode()
     if digest != package.sha512:
         raise SystemExit(

@@ -134,6 +134,14 @@ def test_a_tarball_with_other_content_is_refused(tmp_path: Path) -> None:
         fetch(package, tmp_path)
 
 
+def test_without_npm_the_missing_file_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit, match=r"some-icons-1\.0\.0\.tgz into .* --tarballs"):
+        fetch(Package("some-icons", "1.0.0", "AAAA"), tmp_path)
+
+
 def test_every_package_is_pinned_with_a_whole_digest() -> None:
     assert all(len(base64.b64decode(package.sha512)) == 64 for package in PACKAGES)
     assert {style.package for style in STYLES} < {package.name for package in PACKAGES}
