@@ -1,1 +1,1 @@
-"""."""
+"""Choices about the machine: device, precision, threads."""
