@@ -26,7 +26,7 @@ Array: TypeAlias = NDArray[np.float64]
 Timesteps: TypeAlias = NDArray[Any]  # int64 or float32, as the sampler gives them
 Spacing: TypeAlias = Literal["leading", "linspace", "trailing"]
 SPACINGS: tuple[str, ...] = ("linspace", "leading", "trailing")
-BETA_SCHEDULES: tuple[str, ...] = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
+BETA_SCHEDULES: tuple[str, ...] = ("linear", "scaled_linear", "squaredcos_cap_v2", "exp", "sigmoid")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class NoiseConfig:
 
     Attributes:
         beta_schedule: ``linear``, ``scaled_linear`` (linear in the square root, as latent
-            diffusion does), ``squaredcos_cap_v2`` (cosine) or ``sigmoid``.
+            diffusion does), ``squaredcos_cap_v2`` (cosine), ``exp`` or ``sigmoid``.
         trained_betas: the betas themselves; then the three fields before are not used.
         rescale_betas_zero_snr: make the last level pure noise (arXiv:2305.08891, algorithm 1).
         pin_last: with it, a last ``alphas_cumprod`` of 2**-24 instead of 0, so that the ratio
@@ -127,7 +127,9 @@ def betas(noise: NoiseConfig) -> NDArray[np.float32]:
     elif noise.beta_schedule == "scaled_linear":
         values = _linspace32(noise.beta_start**0.5, noise.beta_end**0.5, n) ** 2
     elif noise.beta_schedule == "squaredcos_cap_v2":
-        values = _cosine_betas(n)
+        values = _betas_of(lambda t: math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2, n)
+    elif noise.beta_schedule == "exp":
+        values = _betas_of(lambda t: math.exp(-12 * t), n)
     elif noise.beta_schedule == "sigmoid":
         gate = np.float32(1) / (np.float32(1) + np.exp(-_linspace32(-6.0, 6.0, n)))
         span = np.float32(noise.beta_end - noise.beta_start)
@@ -168,10 +170,7 @@ def _cumprod32(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.cumprod(values.astype(np.float64)).astype(np.float32)
 
 
-def _cosine_betas(n: int) -> NDArray[np.float32]:
-    def alpha_bar(t: float) -> float:
-        return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
-
+def _betas_of(alpha_bar: Callable[[float], float], n: int) -> NDArray[np.float32]:
     values = [min(1 - alpha_bar((i + 1) / n) / alpha_bar(i / n), 0.999) for i in range(n)]
     return np.array(values, dtype=np.float32)
 
@@ -189,27 +188,45 @@ def _zero_terminal_snr(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def spaced_timesteps(
-    spacing: str, steps: int, train_steps: int, *, offset: int = 0, extra_point: bool = False
+    spacing: str,
+    steps: int,
+    train_steps: int,
+    *,
+    offset: int = 0,
+    extra_point: bool = False,
+    last: int | None = None,
 ) -> Array:
-    """Falling timesteps, as float64 before any rounding of ``linspace`` (table 2 of 2305.08891).
+    """Falling timesteps, before any rounding of ``linspace`` (table 2 of arXiv:2305.08891).
 
     Args:
         spacing: ``leading`` (multiples of a whole stride, plus ``offset``), ``linspace`` (both
-            ends included) or ``trailing`` (ends included at the noisy side).
+            ends included) or ``trailing`` (the noisy end included).
         steps: how many.
         train_steps: number of training timesteps to choose from.
         offset: added in ``leading``.
         extra_point: divide into ``steps + 1`` points and drop the cleanest, as the DPM-Solver
             family does for ``leading`` and ``linspace``.
+        last: choose from the first ``last`` training timesteps only. ``trailing`` then keeps its
+            stride and gives fewer timesteps.
+
+    Raises:
+        InputError: when there are more steps than ``leading`` has timesteps for.
     """
     points = steps + 1 if extra_point else steps
+    last = train_steps if last is None else last
     if spacing == "linspace":
-        return np.linspace(0, train_steps - 1, points)[::-1][:steps].copy()
+        return np.linspace(0, last - 1, points)[::-1][:steps].copy()
     if spacing == "leading":
-        return (np.arange(points) * (train_steps // points))[::-1][:steps].astype(float) + offset
+        if last < points:
+            raise InputError(
+                f"{steps} steps are too many for 'leading' timesteps: {points} points do not fit"
+                f" into {last} timesteps.",
+                hint="Take fewer steps, or timestep_spacing='trailing'.",
+            )
+        return (np.arange(points) * (last // points))[::-1][:steps].astype(float) + offset
     if spacing == "trailing":
-        # The stride may be rounded down to one element more; that one would lie below zero.
-        return np.arange(train_steps, 0, -train_steps / steps)[:steps].round() - 1
+        values = np.arange(last, 0, -train_steps / steps).round() - 1
+        return values[values >= 0]  # a stride rounded down can give one more, below zero
     raise ConfigError(
         f"{spacing} is not supported. Please make sure to choose one of 'linspace', 'leading' or"
         " 'trailing'."

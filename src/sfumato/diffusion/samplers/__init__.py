@@ -1,6 +1,21 @@
 """Samplers: functions that turn a schedule into a table (`sfumato.diffusion.plan`)."""
 
+from sfumato.diffusion.samplers.consistency import lcm, tcd
 from sfumato.diffusion.samplers.ddim import ddim
+from sfumato.diffusion.samplers.ddpm import ddpm
+from sfumato.diffusion.samplers.dpm import dpm_multistep
 from sfumato.diffusion.samplers.euler import euler, euler_ancestral
+from sfumato.diffusion.samplers.pndm import pndm
+from sfumato.diffusion.samplers.unipc import unipc
 
-__all__ = ["ddim", "euler", "euler_ancestral"]
+__all__ = [
+    "ddim",
+    "ddpm",
+    "dpm_multistep",
+    "euler",
+    "euler_ancestral",
+    "lcm",
+    "pndm",
+    "tcd",
+    "unipc",
+]

@@ -1,0 +1,209 @@
+"""The usual ways from noise to picture: timesteps and levels as each family of samplers has them.
+
+`schedule` holds the ingredients; here they are put together. NumPy only.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfumato.diffusion.schedule import (
+    SIGMA_RAMPS,
+    Array,
+    Levels,
+    Schedule,
+    Timesteps,
+    exponential_sigmas,
+    sigma_at,
+    spaced_timesteps,
+    timestep_at,
+    training_sigmas,
+)
+from sfumato.errors import ConfigError, InputError
+
+FINAL_SIGMAS: tuple[str, ...] = ("zero", "sigma_min")
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """Where sigmas lie, if not where the timesteps put them.
+
+    Attributes:
+        kind: ``karras``, ``exponential``, ``beta`` or None.
+        low: smallest sigma; that of the schedule if None.
+        high: largest sigma; that of the schedule if None.
+    """
+
+    kind: str | None = None
+    low: float | None = None
+    high: float | None = None
+
+    def __call__(self, low: float, high: float, n: int) -> Array:
+        """``n`` falling sigmas, from ``high`` to ``low`` unless the ramp has its own ends."""
+        assert self.kind is not None
+        low = low if self.low is None else self.low
+        high = high if self.high is None else self.high
+        return SIGMA_RAMPS[self.kind](low, high, n)
+
+
+def final_sigma(kind: str, smallest: float) -> float:
+    """Sigma at the end of the last step: ``zero`` noise or ``sigma_min``."""
+    if kind not in FINAL_SIGMAS:
+        raise ConfigError(
+            f"`final_sigmas_type` must be one of 'zero', or 'sigma_min', but got {kind}"
+        )
+    return 0.0 if kind == "zero" else smallest
+
+
+# --- By timestep: DDIM, DDPM, PNDM, LCM, TCD --------------------------------------------------
+
+
+def levels_at(timesteps: Timesteps, acp: Array, below_zero: float = 1.0) -> Levels:
+    """Levels at whole timesteps; negative ones have ``alphas_cumprod`` of ``below_zero``.
+
+    Raises:
+        InputError: for a timestep that training did not have.
+    """
+    if (timesteps >= len(acp)).any():
+        raise InputError(
+            f"Timestep {timesteps.max():g} lies outside of the {len(acp)} training timesteps.",
+            hint="Take fewer steps or a smaller `steps_offset`.",
+        )
+    return Levels.from_alphas_cumprod(np.where(timesteps >= 0, acp[timesteps], below_zero))
+
+
+def strided(
+    timesteps: NDArray[np.int64], stride: int, acp: Array, below_zero: float = 1.0
+) -> Schedule:
+    """Each step ends ``stride`` training timesteps lower, wherever the next one begins."""
+    before = levels_at(timesteps - stride, acp, below_zero)
+    return Schedule(timesteps, levels_at(timesteps, acp), before)
+
+
+def chained(
+    timesteps: NDArray[np.int64], last: int, acp: Array, below_zero: float = 1.0
+) -> Schedule:
+    """Each step ends where the next one begins; the last ends at timestep ``last``."""
+    following = np.append(timesteps[1:], last)
+    return Schedule(timesteps, levels_at(timesteps, acp), levels_at(following, acp, below_zero))
+
+
+def consistency_timesteps(
+    steps: int, train_steps: int, original_steps: int, strength: float = 1.0
+) -> NDArray[np.int64]:
+    """A falling choice from the ``original_steps`` timesteps of a consistency model's training.
+
+    Raises:
+        InputError: when more steps are asked for than those times ``strength``.
+    """
+    stride = train_steps // original_steps
+    origin = np.arange(1, int(original_steps * strength) + 1) * stride - 1
+    if len(origin) < steps:
+        raise InputError(
+            f"The combination of `original_steps x strength`: {original_steps} x {strength} is"
+            f" smaller than `num_inference_steps`: {steps}. Make sure to either reduce"
+            f" `num_inference_steps` to a value smaller than {int(original_steps * strength)} or"
+            f" increase `strength` to a value higher than {steps / original_steps}."
+        )
+    chosen = np.floor(np.linspace(0, len(origin), num=steps, endpoint=False)).astype(np.int64)
+    return origin[::-1][chosen]
+
+
+# --- By sigma, on image + sigma * noise: Euler and its relatives ------------------------------
+
+
+def sigmas_at_timesteps(
+    timesteps: NDArray[np.float32],
+    acp: Array,
+    *,
+    ramp: Ramp,
+    interpolation: str = "linear",
+    final: str = "zero",
+) -> tuple[NDArray[np.float32], Array]:
+    """Fractional timesteps and the ``n + 1`` sigmas that go with them.
+
+    Args:
+        timesteps: ``(n,)``, falling.
+        acp: the training table.
+        ramp: with a kind, the sigmas are spread by it between those of the first and the last
+            timestep, and the timesteps follow.
+        interpolation: ``linear`` in sigma between training timesteps, or ``log_linear``: spread
+            evenly in log sigma over the whole table.
+        final: ``zero`` or ``sigma_min``.
+    """
+    table, n = training_sigmas(acp), len(timesteps)
+    if interpolation == "linear":
+        sigmas = sigma_at(timesteps, table)
+    elif interpolation == "log_linear":
+        sigmas = np.exp(np.linspace(math.log(table[-1]), math.log(table[0]), n + 1))
+    else:
+        raise ConfigError(
+            f"{interpolation} is not implemented. Please specify interpolation_type to either"
+            " 'linear' or 'log_linear'"
+        )
+    if ramp.kind is not None:
+        sigmas = ramp(float(sigmas[-1]), float(sigmas[0]), n)
+        timesteps = timestep_at(sigmas, table).astype(np.float32)
+    end = final_sigma(final, float(table[0]))
+    return timesteps, np.append(sigmas, end)
+
+
+# --- By sigma, on alpha * image + sigma * noise: DPM-Solver, UniPC, DEIS ----------------------
+
+
+def solver_timesteps(
+    spacing: str, steps: int, acp: Array, *, offset: int, lambda_min: float = -math.inf
+) -> NDArray[np.int64]:
+    """Whole timesteps of the DPM-Solver family.
+
+    Args:
+        spacing: see `schedule.spaced_timesteps`.
+        steps: how many.
+        acp: the training table.
+        offset: for ``leading``.
+        lambda_min: leave out the levels with ``log(alpha / sigma)`` below this.
+    """
+    with np.errstate(divide="ignore"):
+        lambdas = 0.5 * (np.log(acp) - np.log1p(-acp))
+    last = len(acp) - int(np.searchsorted(lambdas[::-1], lambda_min))
+    values = spaced_timesteps(spacing, steps, len(acp), offset=offset, extra_point=True, last=last)
+    return values.round().astype(np.int64)
+
+
+def solver_sigmas(
+    timesteps: NDArray[np.int64], acp: Array, *, ramp: Ramp, rounded: bool
+) -> tuple[NDArray[np.int64], Array]:
+    """Whole timesteps and the ``n`` sigmas that go with them.
+
+    Args:
+        timesteps: ``(n,)``, falling.
+        acp: the training table.
+        ramp: with a kind (also ``lu``), the sigmas are spread by it over the whole table.
+        rounded: take the nearest timestep for a sigma of the ramp, else the one below.
+    """
+    table, n = training_sigmas(acp), len(timesteps)
+    if ramp.kind is None:
+        return timesteps, sigma_at(timesteps, table)
+    if ramp.kind == "lu":  # even steps in log(alpha / sigma), arXiv:2206.00927 section 4
+        sigmas = exponential_sigmas(float(table[0]), float(table[-1]), n)
+    else:
+        sigmas = ramp(float(table[0]), float(table[-1]), n)
+    found = timestep_at(sigmas, table)
+    return (found.round() if rounded else found).astype(np.int64), sigmas
+
+
+def flow_sigmas(steps: int, train_steps: int, shift: float) -> tuple[NDArray[np.int64], Array]:
+    """Timesteps and sigmas of flow matching (alpha = 1 - sigma), pushed to the noisy side."""
+    share = 1.0 - np.linspace(1, 1 / train_steps, steps + 1)
+    sigmas = (shift * share / (1 + (shift - 1) * share))[::-1][:-1]
+    return (sigmas * train_steps).astype(np.int64), sigmas
+
+
+def flow_schedule(timesteps: NDArray[np.int64], sigmas: Array) -> Schedule:
+    """A way of flow matching through ``n + 1`` sigmas."""
+    levels = Levels(1.0 - sigmas, sigmas)
+    return Schedule(timesteps, levels[:-1], levels[1:])
