@@ -14,7 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.errors import InputError
-from sfumato.models.processors import AttentionProcessor, AttnProcessor2_0, SlicedAttnProcessor
+from sfumato.models.processors import (
+    AttentionProcessor,
+    AttnProcessor2_0,
+    SlicedAttnProcessor,
+    attention_weights,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -198,6 +203,47 @@ class Attention(nn.Module):
         elif fuse:
             self.to_qkv = _joined([self.to_q, self.to_k, self.to_v])
         self.fused_projections = fuse
+
+    # What processors written for diffusers call, besides the layers themselves.
+
+    #: Kinds of normalisation and scaling that other networks have and these do not.
+    norm_q = norm_k = spatial_norm = None
+    rescale_output_factor = 1.0
+
+    def prepare_attention_mask(
+        self,
+        attention_mask: Tensor | None,
+        target_length: int,
+        batch_size: int,
+        out_dim: int = 3,
+    ) -> Tensor | None:
+        """A mask ``(N, 1, S)``, repeated for each head: ``(N * heads, 1, S)`` or, with
+        ``out_dim=4``, ``(N, heads, 1, S)``. One that is too short gains ``target_length`` zeros.
+        """
+        if attention_mask is None:
+            return None
+        if attention_mask.shape[-1] != target_length:
+            attention_mask = F.pad(attention_mask, (0, target_length))
+        if out_dim == 4:
+            return attention_mask.unsqueeze(1).expand(-1, self.heads, -1, -1)
+        if attention_mask.shape[0] < batch_size * self.heads:
+            attention_mask = attention_mask.repeat_interleave(self.heads, dim=0)
+        return attention_mask
+
+    def head_to_batch_dim(self, x: Tensor, out_dim: int = 3) -> Tensor:
+        """Tokens ``(N, L, C)`` as heads ``(N * heads, L, C / heads)``, or four-dimensional."""
+        heads = self._split(x)
+        return heads.flatten(0, 1) if out_dim == 3 else heads
+
+    def batch_to_head_dim(self, x: Tensor) -> Tensor:
+        """The inverse of `head_to_batch_dim`."""
+        return x.unflatten(0, (-1, self.heads)).transpose(1, 2).flatten(2)
+
+    def get_attention_scores(
+        self, query: Tensor, key: Tensor, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """Softmax of the scores ``(N * heads, L, S)``, in the type of ``query``."""
+        return attention_weights(query, key, attention_mask, self.scale).to(query.dtype)
 
     # Processors and slices.
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from sfumato.config import Config, check_choice, check_int
 from sfumato.errors import ConfigError
 from sfumato.models import checks
+from sfumato.models.attention_model import AttentionModel
 from sfumato.models.distributions import DiagonalGaussianDistribution, Generators
 from sfumato.models.layers import ACTIVATIONS
-from sfumato.models.processing import AttentionModel
 from sfumato.models.tiling import blend, run_tiled
 from sfumato.models.vae_blocks import Decoder, Encoder
 from sfumato.outputs import BaseOutput
@@ -59,6 +59,8 @@ class AutoencoderKLConfig(Config):
         checks.check_ints(self, ("layers_per_block",), 1, checks.MAX_LAYERS)
         checks.check_ints(self, ("norm_num_groups",), 1, checks.MAX_CHANNELS)
         checks.check_channels(self, "block_out_channels", self.norm_num_groups)
+        widths = (2 * w * w for w in self.block_out_channels)
+        checks.check_size(self, 18 * self.layers_per_block * sum(widths))
         for name, allowed in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
             checks.check_tuple(self, name, len(self.block_out_channels))
             for kind in self[name]:

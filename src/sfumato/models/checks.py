@@ -15,6 +15,7 @@ from sfumato.errors import ConfigError
 MAX_CHANNELS = 16_384
 MAX_BLOCKS = 16
 MAX_LAYERS = 64
+MAX_PARAMETERS = 20_000_000_000
 
 
 def label(config: Config, name: str) -> str:
@@ -73,3 +74,12 @@ def check_channels(config: Config, name: str, groups: int | None) -> None:
                 f"`{label(config, name)}` has to hold multiples of the number of "
                 f"normalisation groups ({groups}) but holds {channels}."
             )
+
+
+def check_size(config: Config, parameters: int) -> None:
+    """The network, of about this many parameters, is of a size that somebody could have trained."""
+    if parameters > MAX_PARAMETERS:
+        raise ConfigError(
+            f"{type(config).__name__} describes a network of about {parameters:.1e} parameters; "
+            f"at most {MAX_PARAMETERS:.0e} are allowed."
+        )

@@ -46,10 +46,15 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
     """Softmax attention written out, holding all scores at once; arguments as in `sdpa`."""
+    return attention_weights(q, k, bias, scale).to(v.dtype) @ v
+
+
+def attention_weights(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """Softmax of the scores ``(..., L, S)`` in float32; arguments as in `sdpa`."""
     scores = (q.float() * scale) @ k.float().transpose(-1, -2)
     if bias is not None:
         scores = scores + bias.float()
-    return scores.softmax(dim=-1).to(v.dtype) @ v
+    return scores.softmax(dim=-1)
 
 
 class AttnProcessor2_0:

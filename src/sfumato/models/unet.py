@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from sfumato.errors import InputError
 from sfumato.models import unet_conditioning as conditioning
 from sfumato.models import unet_stages
+from sfumato.models.attention_model import AttentionModel
 from sfumato.models.embeddings import TimestepEmbedding
 from sfumato.models.layers import get_activation
-from sfumato.models.processing import AttentionModel
 from sfumato.models.transformer import Context
 from sfumato.models.unet_blocks import DownBlock, MidBlock, UpBlock
 from sfumato.models.unet_config import UNet2DConditionConfig
@@ -136,6 +136,11 @@ class UNet2DConditionModel(AttentionModel[UNet2DConditionConfig]):
 
         x, skips = self._down(self.conv_in(sample), emb, context, adapter)
         if control is not None and control_mid is not None:
+            if len(control) != len(skips):
+                raise InputError(
+                    f"down_block_additional_residuals has {len(control)} entries but the UNet has "
+                    f"{len(skips)} skips."
+                )
             skips = [a + b for a, b in zip(skips, control, strict=True)]
         if self.mid_block is not None:
             x = self.mid_block(x, emb, context)

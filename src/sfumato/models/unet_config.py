@@ -92,7 +92,7 @@ class UNet2DConditionConfig(Config):
         self._check_choices()
         self._check_numbers()
         self._check_embeddings()
-        unet_stages.resolve(self)
+        checks.check_size(self, unet_stages.resolve(self).parameters())
 
     def _check_blocks(self) -> None:
         checks.check_ints(self, ("norm_num_groups",), 1, MAX_CHANNELS)

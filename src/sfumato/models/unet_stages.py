@@ -71,6 +71,12 @@ class Stage:
     output_scale_factor: float
     freeu_stage: int | None = None
 
+    def parameters(self) -> int:
+        """Roughly the number of parameters: of the convolutions and the transformers."""
+        width = self.out_channels
+        convolutions = sum(9 * width * (channels + width) for channels in self.in_channels)
+        return convolutions + sum(self.depths) * 20 * width * width
+
 
 @dataclass(frozen=True)
 class Stages:
@@ -79,6 +85,11 @@ class Stages:
     down: tuple[Stage, ...]
     mid: Stage | None
     up: tuple[Stage, ...]
+
+    def parameters(self) -> int:
+        """Roughly the number of parameters, by the largest layers alone."""
+        stages = [*self.down, *self.up, *([self.mid] if self.mid else [])]
+        return sum(stage.parameters() for stage in stages)
 
 
 def each(value: Any, count: int) -> tuple[Any, ...]:
