@@ -27,12 +27,15 @@ class _Strict(ValueError):
 
 
 def read_json(
-    path: str | os.PathLike[str], *, max_bytes: int = MAX_CONFIG_BYTES
+    path: str | os.PathLike[str],
+    *,
+    max_bytes: int = MAX_CONFIG_BYTES,
+    allow_infinity: bool = False,
 ) -> dict[str, Any]:
     """The JSON object in a file.
 
-    Stricter than Python's parser: no NaN or infinity, no key twice, an object at the top, at most
-    ``max_bytes``.
+    Stricter than Python's parser: no NaN or infinity (unless ``allow_infinity``), no key twice, an
+    object at the top, at most ``max_bytes``.
 
     Raises:
         CheckpointError: when the path is no readable file.
@@ -50,16 +53,16 @@ def read_json(
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{shown(path)}, line {line}: not UTF-8 text.") from None
-    return parse_json(text, shown(path))
+    return parse_json(text, shown(path), allow_infinity=allow_infinity)
 
 
-def parse_json(text: str, label: str) -> dict[str, Any]:
+def parse_json(text: str, label: str, *, allow_infinity: bool = False) -> dict[str, Any]:
     """As `read_json`, for text; ``label`` says in messages where it came from."""
     try:
         value = json.loads(
             text,
             object_pairs_hook=_unique_keys,
-            parse_constant=_no_constant,
+            parse_constant=_infinity if allow_infinity else _no_constant,
             parse_float=_finite,
         )
     except json.JSONDecodeError as error:
@@ -69,7 +72,8 @@ def parse_json(text: str, label: str) -> dict[str, Any]:
     except RecursionError:
         raise ConfigError(f"{label}, line 1: not JSON: nested too deeply.") from None
     except ValueError:  # the one left is Python's limit on the digits of an integer
-        raise ConfigError(f"{label}, line {_line(text, '[0-9]{4000}')}: too long a number.") from None
+        line = _line(text, "[0-9]{4000}")
+        raise ConfigError(f"{label}, line {line}: the number is too long.") from None
     if not isinstance(value, dict):
         raise ConfigError(
             f"{label}, line 1: an object in braces is needed, found {type(value).__name__}."
@@ -77,7 +81,9 @@ def parse_json(text: str, label: str) -> dict[str, Any]:
     return value
 
 
-def write_json(path: str | os.PathLike[str], values: Mapping[str, Any]) -> None:
+def write_json(
+    path: str | os.PathLike[str], values: Mapping[str, Any], *, allow_infinity: bool = False
+) -> None:
     """Write an object with sorted keys, whole or not at all.
 
     Raises:
@@ -85,7 +91,7 @@ def write_json(path: str | os.PathLike[str], values: Mapping[str, Any]) -> None:
         OSError: when the disk refuses.
     """
     try:
-        text = json.dumps(dict(values), indent=2, sort_keys=True, allow_nan=False)
+        text = json.dumps(dict(values), indent=2, sort_keys=True, allow_nan=allow_infinity)
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"{shown(path)} cannot be written as JSON: {error}.") from None
     write_file_atomically(path, text + "\n")
@@ -99,6 +105,10 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise _Strict(f"the key {key[:80]!r} appears twice", rf"{escaped}\s*:(?s:.*){escaped}")
         table[key] = value
     return table
+
+
+def _infinity(token: str) -> float | None:
+    return _no_constant(token) if token == "NaN" else float(token)
 
 
 def _no_constant(token: str) -> None:
