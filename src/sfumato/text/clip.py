@@ -8,7 +8,6 @@ and the other way round. Stable Diffusion 1.x uses the text half of CLIP ViT-L/1
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, cast
@@ -16,9 +15,17 @@ from typing import Any, ClassVar, Self, cast
 import torch
 from torch import Tensor, nn
 
-from sfumato.config import Config, check_choice, require_int
+from sfumato.config import Config, check_choice
 from sfumato.errors import ConfigError, InputError
 from sfumato.models.base import ModelMixin
+from sfumato.models.checks import (
+    MAX_CHANNELS,
+    check_flags,
+    check_ints,
+    check_number,
+    check_size,
+    label,
+)
 from sfumato.outputs import BaseOutput
 from sfumato.text.clip_layers import ACTIVATIONS, CLIPEncoder, causal_padding_mask, init_linear
 
@@ -36,6 +43,10 @@ _BOOKKEEPING = frozenset(
     tie_encoder_decoder tie_word_embeddings tokenizer_class top_k top_p torch_dtype torchscript
     transformers_version typical_p use_bfloat16 use_cache""".split()  # noqa: SIM905
 )
+
+
+#: No table of tokens or positions is longer.
+_MAX_ROWS = 10_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,33 +80,27 @@ class CLIPTextConfig(Config):
     use_attention_mask: bool = False
 
     def validate(self) -> None:
-        require_int(self, "vocab_size", 1, 10_000_000)
-        for name in ("hidden_size", "projection_dim"):
-            require_int(self, name, 1, 16_384)
-        require_int(self, "intermediate_size", 1, 65_536)
-        require_int(self, "num_hidden_layers", 0, 256)
-        require_int(self, "num_attention_heads", 1, 1024)
-        require_int(self, "max_position_embeddings", 1, 1_000_000)
-        require_int(self, "eos_token_id", 0, 10_000_000)
+        check_ints(self, ("vocab_size", "max_position_embeddings"), 1, _MAX_ROWS)
+        check_ints(self, ("hidden_size", "projection_dim"), 1, MAX_CHANNELS)
+        check_ints(self, ("intermediate_size",), 1, 4 * MAX_CHANNELS)
+        check_ints(self, ("num_attention_heads",), 1, MAX_CHANNELS)
+        check_ints(self, ("num_hidden_layers",), 0, 256)
+        ids = (name for name in ("bos_token_id", "pad_token_id") if self[name] is not None)
+        check_ints(self, ("eos_token_id", *ids), 0, _MAX_ROWS)
+        check_flags(self, ("use_attention_mask",))
+        check_choice(label(self, "hidden_act"), self.hidden_act, tuple(ACTIVATIONS))
+        for name in ("layer_norm_eps", "attention_dropout"):
+            check_number(self, name, 0.0, 1.0)
+        for name in ("initializer_range", "initializer_factor"):
+            check_number(self, name, 0.0, 1e6)
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(
-                "`CLIPTextConfig.hidden_size` has to be a multiple of `num_attention_heads` but "
-                f"{self.hidden_size} is not one of {self.num_attention_heads}."
+                f"`{label(self, 'hidden_size')}` has to be a multiple of `num_attention_heads` "
+                f"but {self.hidden_size} is not one of {self.num_attention_heads}."
             )
-        check_choice("CLIPTextConfig.hidden_act", self.hidden_act, tuple(ACTIVATIONS))
-        self._check_real("layer_norm_eps", 0.0, 1.0)
-        self._check_real("attention_dropout", 0.0, 1.0)
-        self._check_real("initializer_range", 0.0, 1e6)
-        self._check_real("initializer_factor", 0.0, 1e6)
-
-    def _check_real(self, name: str, low: float, high: float) -> None:
-        value = self[name]
-        real = isinstance(value, int | float) and not isinstance(value, bool)
-        if not real or not math.isfinite(value) or not low <= value <= high:
-            raise ConfigError(
-                f"`CLIPTextConfig.{name}` has to be a number from {low:g} to {high:g} "
-                f"but is {value!r}."
-            )
+        rows = self.vocab_size + self.max_position_embeddings
+        layer = 4 * self.hidden_size + 2 * self.intermediate_size
+        check_size(self, self.hidden_size * (rows + self.num_hidden_layers * layer))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

@@ -14,7 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
+
+from sfumato.models.layers import Recomputable
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -140,7 +141,7 @@ class CLIPMLP(nn.Module):
         return self.fc2(self.activation_fn(self.fc1(x)))
 
 
-class CLIPEncoderLayer(nn.Module):
+class CLIPEncoderLayer(Recomputable):
     """``x + attention(norm(x))``, then ``x + mlp(norm(x))``."""
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -150,25 +151,19 @@ class CLIPEncoderLayer(nn.Module):
         self.mlp = CLIPMLP(config)
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, x: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    def compute(self, x: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
         x = x + self.self_attn(self.layer_norm1(x), mask, causal)
         return x + self.mlp(self.layer_norm2(x))
 
 
 class CLIPEncoder(nn.Module):
-    """The stack of layers.
-
-    Attributes:
-        gradient_checkpointing: recompute each layer in the backward pass instead of keeping its
-            activations. Acts only in training mode.
-    """
+    """The stack of layers."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
             CLIPEncoderLayer(config) for _ in range(config.num_hidden_layers)
         )
-        self.gradient_checkpointing = False
 
     def forward(
         self,
@@ -190,10 +185,7 @@ class CLIPEncoder(nn.Module):
                 states.append(x)
             if attentions is not None:
                 attentions.append(layer.self_attn.weights(layer.layer_norm1(x), mask, causal))
-            if self.gradient_checkpointing and self.training:
-                x = checkpoint(layer, x, mask, causal, use_reentrant=False)
-            else:
-                x = layer(x, mask, causal)
+            x = layer(x, mask, causal)
         if states is not None:
             states.append(x)
         return x
