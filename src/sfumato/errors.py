@@ -3,13 +3,15 @@
     SfumatoError
     ├── ConfigError        (ValueError)   a configuration file or keyword is wrong
     ├── CheckpointError    (OSError)      a weight file is missing, damaged or of another model
-    │   └── WeightsMismatchError          the file is sound, but its tensors do not fit the network
+    │   ├── WeightsMismatchError          the file is sound, but its tensors do not fit the network
+    │   └── ModelNotFoundError (ValueError) there is no model of that name
     ├── TokenizerError     (ValueError)   a vocabulary cannot be used
     ├── InputError         (ValueError)   an argument of a call is out of range or contradicts another
+    ├── UnknownKeywordError (TypeError)   a call has no such keyword; the message names the closest
     ├── DatasetError       (ValueError)   a folder of training pictures cannot be used
     ├── ImageError         (ValueError)   a picture cannot be decoded or is too large
     ├── NumericalError     (RuntimeError) NaN or infinity appeared where numbers were expected
-    └── MissingDependencyError (ImportError) an optional package is needed for this feature
+    └── MissingDependencyError (ModuleNotFoundError) an optional package is needed for this feature
 
 Each carries an optional ``hint``: one sentence that says what to do about it. The classes also
 derive from the built-in error that users of diffusers would catch in the same place.
@@ -50,12 +52,20 @@ class WeightsMismatchError(CheckpointError):
     """A sound weight file whose tensors do not fit the network."""
 
 
+class ModelNotFoundError(CheckpointError, ValueError):
+    """No folder, or not the files that were asked for, where a model should be."""
+
+
 class TokenizerError(SfumatoError, ValueError):
     """A vocabulary that cannot be used."""
 
 
 class InputError(SfumatoError, ValueError):
     """An argument of a call is out of range or contradicts another."""
+
+
+class UnknownKeywordError(SfumatoError, TypeError):
+    """A keyword that the call does not have."""
 
 
 class DatasetError(SfumatoError, ValueError):
@@ -70,7 +80,7 @@ class NumericalError(SfumatoError, RuntimeError):
     """NaN or infinity where numbers were expected."""
 
 
-class MissingDependencyError(SfumatoError, ImportError):
+class MissingDependencyError(SfumatoError, ModuleNotFoundError):
     """An optional package that a feature needs is not installed."""
 
 
