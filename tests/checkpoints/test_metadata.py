@@ -92,8 +92,9 @@ def test_the_infotext_reads_back_what_was_written(recipe: Recipe) -> None:
         seed=recipe.seed or 0,
         sampler=recipe.sampler or "Euler",
         model=recipe.model or "m",
-        schedule=None if recipe.schedule in ("", "Automatic") else recipe.schedule,
-        clip_skip=None if recipe.clip_skip == 1 else recipe.clip_skip,
+        clip_skip=recipe.clip_skip or 1,  # absent means this
+        eta=recipe.eta or 0.0,
+        guidance_rescale=recipe.guidance_rescale or 0.0,
         width=recipe.width if recipe.height else None,
         height=recipe.height if recipe.width else None,
         negative_prompt=recipe.negative_prompt.removeprefix(" "),
@@ -133,7 +134,8 @@ def test_a_text_without_parameters_is_a_prompt(text: str, prompt: str) -> None:
 
 def test_an_entry_that_cannot_be_true_is_kept_as_text() -> None:
     recipe = parse_infotext("x\nSteps: many, Seed: -1, Size: 0x9, CFG scale: nan, Eta: 7")
-    assert recipe.steps is recipe.seed is recipe.width is recipe.cfg_scale is recipe.eta is None
+    assert recipe.steps is recipe.seed is recipe.width is recipe.cfg_scale is None
+    assert recipe.eta == 0
     assert recipe.extra == {
         "Steps": "many", "Seed": "-1", "Size": "0x9", "CFG scale": "nan", "Eta": "7",
     }  # fmt: skip

@@ -41,7 +41,7 @@ class Recipe(Config):
         prompt: the text; ``negative_prompt`` what to steer away from.
         steps: denoising steps, 1 or more.
         sampler: display name such as ``"Euler a"``.
-        schedule: display name such as ``"Karras"``; None is the sampler's own.
+        schedule: display name such as ``"Karras"``; ``"Automatic"`` is the model's own.
         cfg_scale: guidance scale.
         seed: of this very picture, 0 to 2^64 - 1.
         width, height: in pixels.
@@ -136,7 +136,8 @@ _ENTRIES: tuple[tuple[str, str, type], ...] = (
     ("CFG rescale", "guidance_rescale", float),
     ("Version", "version", str),
 )
-_AUTOMATIC = "Automatic"
+#: What readers take when the entry is absent, so that it need not be written.
+_ABSENT_MEANS = {"clip_skip": 1, "eta": 0.0, "guidance_rescale": 0.0}
 
 
 def _check_float(label: str, value: object, low: float, high: float) -> None:
@@ -170,10 +171,8 @@ def _written_entries(recipe: Recipe) -> Iterator[tuple[str, str]]:
             yield from recipe.extra.items()
         if key == "Size":
             value = f"{recipe.width}x{recipe.height}" if recipe.width and recipe.height else None
-        elif key == "Schedule type" and recipe.sampler is not None:
-            value = recipe.schedule or _AUTOMATIC
-        elif key == "Clip skip" and recipe.clip_skip == 1:
-            value = None  # a reader takes 1 when the entry is absent
+        elif getattr(recipe, name) == _ABSENT_MEANS.get(name):
+            value = None
         else:
             value = getattr(recipe, name)
         if value is not None:
@@ -206,7 +205,7 @@ def parse_infotext(text: str) -> Recipe:
 
     The last line holds the parameters when it looks like at least three of them. A line that
     begins with ``Negative prompt:`` ends the prompt. Entries that are not known, or whose value
-    is not what it should be, are kept in ``extra``.
+    is not what it should be, are kept in ``extra``; no clip skip, eta or rescaling means none.
 
     >>> recipe = parse_infotext("a cat\\nSteps: 20, Sampler: Euler a, Seed: 5, Face: yes")
     >>> recipe.prompt, recipe.steps, recipe.sampler, recipe.extra
@@ -220,7 +219,7 @@ def parse_infotext(text: str) -> Recipe:
         lines, entries = [*lines, last], []
     cut = next((i for i, line in enumerate(lines) if line.startswith(_NEGATIVE)), len(lines))
     negative = "\n".join(lines[cut:])[len(_NEGATIVE) :].removeprefix(" ")
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = dict(_ABSENT_MEANS) if entries else {}
     extra: dict[str, str] = {}
     for key, raw in entries:
         value = _unquote(raw)
@@ -238,8 +237,6 @@ def _read_entry(key: str, value: str) -> dict[str, Any]:
     if name == "size":
         sides = re.fullmatch(r"(\d{1,7})x(\d{1,7})", value)
         fields = {"width": int(sides[1]), "height": int(sides[2])} if sides else {}
-    elif name == "schedule" and value == _AUTOMATIC:
-        return {"schedule": None}
     else:
         try:
             fields = {name: kind(value)}
