@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -81,8 +81,7 @@ def write_file_atomically(path: str | os.PathLike[str], data: bytes | str) -> No
 def atomic_directory(
     path: str | os.PathLike[str],
     *,
-    before_merge: Callable[[Path, Path], None] | None = None,
-    after_merge: Callable[[Path], None] | None = None,
+    obsolete: Callable[[Path, Path], Iterable[Path]] | None = None,
 ) -> Iterator[Path]:
     """Yield a temporary directory to fill; when the block succeeds its content is at ``path``.
 
@@ -92,15 +91,15 @@ def atomic_directory(
 
     Args:
         path: the directory to make or to add to; parents are made.
-        before_merge: called with (temporary, path) before the first rename into an existing
-            directory, for example to remove an index that joins the old files.
-        after_merge: called with ``path`` after the last rename into an existing directory, for
-            example to remove files that the new ones make stale.
+        obsolete: called with (temporary, path) when ``path`` exists; the files it returns are
+            removed before the first rename, so that old and new files are never read together.
 
     Raises:
         OSError: when the disk refuses, or ``path`` is not a directory.
     """
     path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"'{path}' exists and is not a directory.")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     temporary.mkdir()
@@ -110,30 +109,21 @@ def atomic_directory(
             for name in names:
                 fsync_path(Path(directory, name))
             fsync_path(directory)
-        _move_into_place(temporary, path, before_merge, after_merge)
+        if path.exists():
+            for file in list(obsolete(temporary, path)) if obsolete else ():
+                file.unlink()
+            _move_files(temporary, path)
+        else:
+            os.rename(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     fsync_path(path.parent)
 
 
-def _move_into_place(
-    temporary: Path,
-    path: Path,
-    before_merge: Callable[[Path, Path], None] | None,
-    after_merge: Callable[[Path], None] | None,
-) -> None:
-    if not path.exists():
-        os.rename(temporary, path)
-        return
-    if not path.is_dir():
-        raise NotADirectoryError(f"'{path}' exists and is not a directory.")
-    if before_merge is not None:
-        before_merge(temporary, path)
-    for directory, _, names in os.walk(temporary):
-        target = path / Path(directory).relative_to(temporary)
-        target.mkdir(exist_ok=True)
+def _move_files(source: Path, target: Path) -> None:
+    for directory, _, names in os.walk(source):
+        place = target / Path(directory).relative_to(source)
+        place.mkdir(exist_ok=True)
         for name in names:
-            os.replace(Path(directory, name), target / name)
-        fsync_path(target)
-    if after_merge is not None:
-        after_merge(path)
+            os.replace(Path(directory, name), place / name)
+        fsync_path(place)

@@ -94,6 +94,45 @@ def is_regular(path: str | os.PathLike[str]) -> bool:
         return False
 
 
+def fingerprint(path: str | os.PathLike[str]) -> tuple[int, int, int]:
+    """What changes when a file's content does: (modification time in ns, bytes, inode).
+
+    A cache of loaded models keeps it beside the name, to notice a file that was replaced.
+
+    Raises:
+        CheckpointError: when the path does not name a readable regular file.
+    """
+    with open_regular(path) as file:
+        status = os.fstat(file.fileno())
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def require_inside(path: Path, root: Path) -> Path:
+    """The path, when following all links it stays below ``root``.
+
+    A hub's cache keeps a model's folder as links into a folder of blobs beside it
+    (``models--x/snapshots/<revision>/`` and ``models--x/blobs/``); those links are allowed.
+
+    Raises:
+        CheckpointError: when the path leads out, or cannot be followed.
+    """
+    try:
+        real, base = path.resolve(), root.resolve()
+        allowed = [base, *(p.parent / "blobs" for p in (base, *base.parents) if _is_snapshots(p))]
+    except (OSError, RuntimeError, ValueError):
+        raise CheckpointError(f"{shown(path)} cannot be followed to a file.") from None
+    if not any(real.is_relative_to(directory) for directory in allowed):
+        raise CheckpointError(
+            f"{shown(path)} leads out of the model's folder {shown(root)}, which is refused.",
+            hint="Copy the file into the folder.",
+        )
+    return path
+
+
+def _is_snapshots(path: Path) -> bool:
+    return path.name == "snapshots" and (path.parent / "blobs").is_dir()
+
+
 def _require_regular(status: os.stat_result, path: Path) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise CheckpointError(

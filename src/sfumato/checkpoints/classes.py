@@ -1,0 +1,77 @@
+"""The closed table of classes that a model's folder may name.
+
+A folder only chooses among these names. Nothing is imported because a file says so: a name that
+is not in the table is an error, whatever else it might mean to Python.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from sfumato.errors import ConfigError, did_you_mean
+
+_SCHEDULERS = """
+    DDIMScheduler DDPMScheduler DEISMultistepScheduler DPMSolverMultistepScheduler
+    DPMSolverSDEScheduler DPMSolverSinglestepScheduler EulerAncestralDiscreteScheduler
+    EulerDiscreteScheduler HeunDiscreteScheduler KDPM2AncestralDiscreteScheduler
+    KDPM2DiscreteScheduler LCMScheduler LMSDiscreteScheduler PNDMScheduler TCDScheduler
+    UniPCMultistepScheduler
+""".split()  # noqa: SIM905
+
+#: Class name to (library that folders say it is from, module that has it here).
+CLASSES: dict[str, tuple[str, str]] = {
+    "UNet2DConditionModel": ("diffusers", "sfumato.models.unet"),
+    "AutoencoderKL": ("diffusers", "sfumato.models.autoencoder"),
+    "CLIPTextModel": ("transformers", "sfumato.text.clip"),
+    "CLIPTextModelWithProjection": ("transformers", "sfumato.text.clip"),
+    "CLIPTokenizer": ("transformers", "sfumato.text.tokenizer"),
+    **dict.fromkeys(_SCHEDULERS, ("diffusers", "sfumato.schedulers")),
+}
+
+#: Other names of the same classes.
+_ALIASES = {"CLIPTokenizerFast": "CLIPTokenizer"}
+
+#: Parts of published folders that this version does not run; pipelines work without them.
+LEFT_OUT = frozenset(
+    {
+        "StableDiffusionSafetyChecker",
+        "CLIPImageProcessor",
+        "CLIPFeatureExtractor",
+        "CLIPVisionModelWithProjection",
+    }
+)
+
+
+def find_class(name: str, where: str) -> type[Any]:
+    """The class of that name; ``where`` is for the message.
+
+    Raises:
+        ConfigError: when the table has no such name, or this version not the class.
+    """
+    plain = name.removeprefix("Flax")
+    plain = _ALIASES.get(plain, plain)
+    if plain not in CLASSES:
+        raise ConfigError(
+            f"{where} names the unknown class {name[:80]!r}.{did_you_mean(name[:80], CLASSES)}",
+            hint="Pass the component as a keyword argument.",
+        )
+    found = getattr(import_module(CLASSES[plain][1]), plain, None)
+    if found is None:
+        raise ConfigError(
+            f"{where} names {plain}, which this version does not have.",
+            hint="Pass the component as a keyword argument.",
+        )
+    return found
+
+
+def class_entry(component: object) -> tuple[str | None, str | None]:
+    """What a folder's index says about a component: (library, class), twice None for none."""
+    if component is None:
+        return None, None
+    cls = type(component)
+    library = cls.__module__.partition(".")[0]
+    if library == "sfumato":
+        known = next((base.__name__ for base in cls.__mro__ if base.__name__ in CLASSES), None)
+        return (CLASSES[known][0], known) if known else (library, cls.__name__)
+    return library, cls.__name__

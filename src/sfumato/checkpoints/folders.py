@@ -1,0 +1,298 @@
+"""A network as a folder: ``config.json`` and weights, as diffusers and transformers keep them.
+
+`load_model` and `save_model` are what ``from_pretrained`` and ``save_pretrained`` of every network
+call. Only data is read: the caller names the class, the file its sizes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from sfumato.checkpoints.arguments import (
+    chosen_dtype,
+    floating_dtype,
+    reject_unknown,
+    shard_bytes,
+    without_hub_keywords,
+)
+from sfumato.checkpoints.atomic import atomic_directory
+from sfumato.checkpoints.files import checked_path, require_inside, shown
+from sfumato.checkpoints.fitting import assign, build_without_memory, check_fit
+from sfumato.checkpoints.header import read_header
+from sfumato.checkpoints.jsonfile import read_json, write_json
+from sfumato.checkpoints.pickles import read_pickle
+from sfumato.checkpoints.tensors import cast, read_safetensors, save_safetensors
+from sfumato.checkpoints.weight_files import (
+    WeightFiles,
+    base_names,
+    check_variant,
+    each_shard,
+    file_names,
+    find_weights,
+    index_name,
+    obsolete_weights,
+)
+from sfumato.errors import ConfigError, InputError, ModelNotFoundError
+
+logger = logging.getLogger(__name__)
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+#: Written into every configuration: the version of diffusers whose layout this is.
+DIFFUSERS_VERSION = "0.35.2"
+
+
+def load_model(
+    model_class: type[ModelT],
+    path: str | PathLike[str],
+    *,
+    subfolder: str | None = None,
+    torch_dtype: torch.dtype | str | None = None,
+    dtype: torch.dtype | str | None = None,
+    variant: str | None = None,
+    use_safetensors: bool | None = None,
+    device: str | torch.device = "cpu",
+    check_finite: bool | None = None,
+    disable_mmap: bool = False,
+    variant_fallback: bool = False,
+    root: Path | None = None,
+    **kwargs: Any,
+) -> ModelT:
+    """Load a network from a folder, in eval mode.
+
+    Args:
+        model_class: a subclass of `ModelMixin`.
+        path: the folder.
+        subfolder: a folder in it.
+        torch_dtype, dtype: the type of the parameters, default float32; ``"auto"`` keeps that of
+            the file. When it is the file's own, large files are mapped rather than copied.
+        variant: such as ``"fp16"``, a part of the file names.
+        use_safetensors: None prefers safetensors, True insists on them, False reads pickles.
+        device: where the parameters go.
+        check_finite: refuse NaN and infinity; None checks files below 2 GiB.
+        disable_mmap: read large files into memory instead of mapping them. A mapped file must not
+            be written to in place while the network is in use.
+        variant_fallback: take the plain files when there are none of the variant.
+        root: the folder that no link may leave; default ``path``.
+        kwargs: fields of the configuration to override.
+
+    Raises:
+        ModelNotFoundError: (``OSError`` and ``ValueError``) no such folder, or no weights in it.
+        ConfigError: (a ``ValueError``) config.json is wrong.
+        CheckpointError: (an ``OSError``) a file is damaged, unsafe, or does not fit the network.
+        InputError: (a ``ValueError``) arguments are wrong or contradict each other.
+        UnknownKeywordError: (a ``TypeError``) a keyword that neither loading nor the network has.
+    """
+    wanted = chosen_dtype(torch_dtype, dtype)
+    check_variant(variant)
+    root = model_root(path) if root is None else root
+    folder = subfolder_of(root, path, subfolder)
+    overrides = _overrides(model_class, kwargs)
+    values = read_config(folder, "config.json", root)
+    check_class(values, model_class, folder / "config.json")
+    config = model_class.config_class.from_dict({**values, **overrides})  # type: ignore[attr-defined]
+    files = find_weights(
+        folder,
+        base_names(model_class),
+        root=root,
+        variant=variant,
+        use_safetensors=use_safetensors,
+        fall_back=variant_fallback,
+    )
+    where = shown(files.paths[0] if files.weight_map is None else folder)
+    shapes = _shapes_in_headers(files) if files.safe else None
+    model = build_without_memory(model_class, config)
+    if shapes is not None:  # whether the weights fit is known before they are read
+        check_fit(model, shapes, where)
+    tensors = _read_all(files, wanted, torch.device(device), check_finite, disable_mmap)
+    if shapes is None:
+        check_fit(model, {name: tuple(t.shape) for name, t in tensors.items()}, where)
+    assign(model, tensors, where)
+    # What is no parameter of the file: buffers that the network made itself.
+    return model.to(device=device, dtype=floating_dtype(tensors.values(), wanted))
+
+
+def save_model(
+    model: nn.Module,
+    path: str | PathLike[str],
+    *,
+    safe_serialization: bool = True,
+    variant: str | None = None,
+    max_shard_size: int | str | None = "10GB",
+    is_main_process: bool = True,
+    push_to_hub: bool = False,
+) -> None:
+    """Write ``config.json`` and the weights; all files appear together, or none does.
+
+    Older weights of the same variant in the folder are replaced; other files stay.
+
+    Args:
+        model: a `ModelMixin`.
+        path: the folder; made when missing.
+        safe_serialization: safetensors rather than a pickle.
+        variant: put into the file names, such as ``"fp16"``.
+        max_shard_size: split larger weights over several files; bytes, or as in ``"5GB"``.
+        is_main_process: False writes nothing, for training on several processes.
+        push_to_hub: has to stay False; sfumato uploads nothing.
+
+    Raises:
+        InputError: an argument is wrong.
+        OSError: the disk refuses; the folder is as it was.
+    """
+    if push_to_hub:
+        raise InputError(
+            "`push_to_hub` has to be False: sfumato uploads nothing.",
+            hint="Save to a folder and upload that with `huggingface-cli upload`.",
+        )
+    check_variant(variant)
+    limit = shard_bytes("10GB" if max_shard_size is None else max_shard_size)
+    if not is_main_process:
+        return
+    folder = checked_path(path)
+    bases = base_names(model)
+    shards = _split(_state_of(model), limit)
+    names = file_names(bases[safe_serialization], safe_serialization, variant, len(shards))
+    written = dict(zip(names, shards, strict=True))
+    index = index_name(bases[safe_serialization], safe_serialization, variant)
+    with atomic_directory(folder, obsolete=obsolete_weights) as temporary:
+        for name, tensors in written.items():
+            if safe_serialization:
+                save_safetensors(tensors, temporary / name)
+            else:
+                torch.save(tensors, temporary / name)
+        if len(shards) > 1:
+            write_json(temporary / index, _index_of(written))
+        write_json(temporary / "config.json", _config_to_write(model))
+
+
+def model_root(path: str | PathLike[str]) -> Path:
+    """The folder of a model.
+
+    Raises:
+        CheckpointError: for impossible names.
+        ModelNotFoundError: when it is no folder.
+    """
+    folder = checked_path(path)
+    try:
+        if folder.is_dir():
+            return folder
+        there = folder.exists()
+    except OSError as error:
+        raise ModelNotFoundError(f"{shown(path)} cannot be read: {error.strerror}.") from None
+    problem = "is not a folder but a file" if there else "is not a folder on this machine"
+    raise ModelNotFoundError(
+        f"{shown(path)} {problem}.",
+        hint="Give the folder that holds `model_index.json` or `config.json`.",
+    )
+
+
+def subfolder_of(root: Path, path: str | PathLike[str], subfolder: str | None) -> Path:
+    """The folder ``path/subfolder``, which must lie in ``root``."""
+    if not subfolder:
+        return model_root(path)
+    folder = require_inside(checked_path(path) / checked_path(subfolder), root)
+    if not folder.is_dir():
+        raise ModelNotFoundError(f"{shown(root)} has no folder {shown(subfolder)}.")
+    return folder
+
+
+def read_config(folder: Path, name: str, root: Path) -> dict[str, Any]:
+    """The JSON object in a file of a model's folder; no link may leave ``root``."""
+    path = folder / name
+    if not path.is_symlink() and not path.exists():
+        raise ModelNotFoundError(f"The folder {shown(folder)} has no file named `{name}`.")
+    return read_json(require_inside(path, root))
+
+
+def check_class(values: Mapping[str, Any], wanted: type, path: Path) -> None:
+    """Raise `ConfigError` when a configuration says that it is of another class."""
+    name = values.get("_class_name")
+    if name is None:
+        return
+    names = {base.__name__ for base in wanted.__mro__}
+    if not isinstance(name, str) or name.removeprefix("Flax") not in names:
+        raise ConfigError(
+            f"{shown(path)} describes a {str(name)[:80]!r}, not a {wanted.__name__}.",
+            hint="Choose another folder, or load it with its own class.",
+        )
+
+
+def _overrides(model_class: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords that are fields of the configuration; others are refused or without effect."""
+    left = without_hub_keywords(kwargs)
+    fields = set(model_class.config_class.__dataclass_fields__) - {"explicit"}
+    known = set(load_model.__kwdefaults__ or ()) | fields
+    reject_unknown(f"{model_class.__name__}.from_pretrained()", left, known)
+    return left
+
+
+def _shapes_in_headers(files: WeightFiles) -> dict[str, tuple[int, ...]]:
+    entries = each_shard(files, lambda path: read_header(path).entries)
+    return {name: entry.shape for name, entry in entries}
+
+
+def _read_all(
+    files: WeightFiles,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    check_finite: bool | None,
+    disable_mmap: bool,
+) -> dict[str, torch.Tensor]:
+    read = partial(
+        read_safetensors if files.safe else read_pickle,
+        dtype=dtype,
+        device=device,
+        check_finite=check_finite,
+        mmap=False if disable_mmap else None,
+    )
+    tensors = dict(each_shard(files, read))
+    if dtype is None:  # 'auto': one type for all, that of the first
+        dtype = floating_dtype(tensors.values(), None)
+        tensors = {name: cast(tensor, dtype, device) for name, tensor in tensors.items()}
+    return tensors
+
+
+def _state_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What to save: parameters and buffers, without the copies that fused projections keep."""
+    state = model.state_dict()
+    return {k: v for k, v in state.items() if ".to_qkv." not in k and ".to_kv." not in k}
+
+
+def _split(state: Mapping[str, torch.Tensor], limit: int) -> list[dict[str, torch.Tensor]]:
+    """Tensors in their order, in groups of at most ``limit`` bytes (or of one tensor)."""
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    size = 0
+    for name, tensor in state.items():
+        if shards[-1] and size + tensor.nbytes > limit:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    return shards
+
+
+def _index_of(shards: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, Any]:
+    return {
+        "metadata": {"total_size": sum(t.nbytes for s in shards.values() for t in s.values())},
+        "weight_map": {name: file for file, shard in shards.items() for name in shard},
+    }
+
+
+def _config_to_write(model: Any) -> dict[str, Any]:
+    """The configuration with the class name where diffusers, or transformers, looks for it."""
+    values = model.config.to_dict()
+    if hasattr(model, "weights_name"):
+        return {"architectures": [type(model).__name__], **values}
+    return {
+        "_class_name": type(model).__name__,
+        "_diffusers_version": DIFFUSERS_VERSION,
+        **values,
+    }
