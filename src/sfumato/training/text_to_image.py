@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sfumato.config import check_choice
 from sfumato.diffusion.schedule import NoiseConfig, alphas_cumprod
@@ -40,6 +41,8 @@ from sfumato.training.losses import (
 )
 from sfumato.training.run import prepare, read_architecture, run_to_end
 
+#: Keys of ``scheduler.json`` that say how noise is added in training.
+NOISE_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
 #: Pictures on a sample sheet.
 SHEET = 32
 
@@ -107,9 +110,12 @@ class TextToImageRecipe:
         noise = torch.randn(latents.shape, generator=generator)
         timesteps = stratified_timesteps(len(chosen), len(self.alpha_bar), generator)
         alpha_bar = self.alpha_bar[timesteps]
-        context = self.text_encoder(self._draw_captions(chosen, generator)).last_hidden_state
+        captions = self._draw_captions(chosen, generator)
         noisy = add_noise(latents, noise, alpha_bar).to(dtype)
-        answer = self.unet(noisy, timesteps, encoder_hidden_states=context).sample
+        # At these few tokens, plain products train twice as fast on a CPU as the fused kernel.
+        with sdpa_kernel(SDPBackend.MATH):
+            context = self.text_encoder(captions).last_hidden_state
+            answer = self.unet(noisy, timesteps, encoder_hidden_states=context).sample
         target = diffusion_target(latents, noise, alpha_bar, config.prediction_type)
         weight = min_snr_weight(alpha_bar, config.prediction_type, config.snr_gamma)
         return {
@@ -165,7 +171,7 @@ def train_text_to_image(
     text_encoder = CLIPTextModel.from_config(parts["text_encoder"])
     tokenizer = CLIPTokenizer(model_max_length=text_encoder.config.max_position_embeddings)
     scheduler = DPMSolverMultistepScheduler.from_config(parts["scheduler"])
-    noise = noise_config(scheduler.config)
+    noise = NoiseConfig(**{k: parts["scheduler"][k] for k in NOISE_KEYS if k in parts["scheduler"]})
     recipe = TextToImageRecipe(unet, text_encoder, tokenizer, latents, examples, noise, config)
     trainer = prepare(recipe, config, output, {"architecture": parts, "image_size": image_size})
     pipeline = StableDiffusionPipeline(
