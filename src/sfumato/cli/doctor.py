@@ -1,0 +1,177 @@
+"""``sfumato doctor``: is everything here that drawing needs, and what to do where it is not."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sfumato import __version__
+from sfumato.assets import MANIFEST, embedded_model_path, verify_manifest
+from sfumato.cli.console import one_line
+from sfumato.errors import SfumatoError
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+#: Extra, the module it brings, what it is for.
+EXTRAS = (
+    ("hub", "huggingface_hub", "loading models by their hub name"),
+    ("recipes", "resvg_py", "building the data set of the embedded model"),
+)
+MINIMUM_TORCH = (2, 10)
+_CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        name: what was looked at.
+        state: ``"ok"``, ``"note"`` (works, could be better) or ``"fail"``.
+        detail: what was found.
+        remedy: what to do about it; empty when it is ok.
+    """
+
+    name: str
+    state: str
+    detail: str
+    remedy: str = ""
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
+) -> None:
+    """Check this installation and machine; paste the report into an issue.
+
+    The exit code is 1 if something fails.
+    """
+    findings = list(examine())
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings]))
+    else:
+        for finding in findings:
+            print(f"{finding.state:<5} {finding.name:<15} {one_line(finding.detail)}")
+            if finding.remedy:
+                print(f"{'':<22}{finding.remedy}")
+    if any(finding.state == "fail" for finding in findings):
+        raise typer.Exit(1)
+
+
+def examine() -> Iterator[Finding]:
+    """All findings, in the order of the report."""
+    yield Finding(
+        name="sfumato", state="ok", detail=f"{__version__} at {Path(__file__).parents[1]}"
+    )
+    yield Finding(
+        name="python",
+        state="ok",
+        detail=f"{platform.python_version()} on {platform.platform()} at {sys.executable}",
+    )
+    checks: tuple[Callable[[], Iterator[Finding]], ...] = (_torch, _cpu, _model, _extras, _folder)
+    for check in checks:
+        yield from check()
+
+
+def _torch() -> Iterator[Finding]:
+    try:
+        import torch
+    except Exception as error:  # a broken installation can raise anything here
+        yield Finding(
+            name="torch",
+            state="fail",
+            detail=f"cannot be imported: {error}",
+            remedy="pip install torch",
+        )
+        return
+    numbers = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    recent = numbers >= MINIMUM_TORCH
+    yield Finding(
+        name="torch",
+        state="ok" if recent else "fail",
+        detail=f"{torch.__version__}, CPU code for {torch.backends.cpu.get_cpu_capability()}",
+        remedy="" if recent else "pip install 'torch>=2.10' (older ones have security holes)",
+    )
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    devices += ["MPS"] if torch.backends.mps.is_available() else []
+    yield Finding(name="accelerator", state="ok", detail=", ".join(devices) or "none, and fine so")
+    yield _threads(torch.get_num_threads())
+
+
+def _threads(used: int) -> Finding:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    few = used == 1 and (usable or 1) > 1
+    return Finding(
+        name="threads",
+        state="note" if few else "ok",
+        detail=f"{used} of {usable} usable processors",
+        remedy="Drawing may be faster with --threads, or without OMP_NUM_THREADS." if few else "",
+    )
+
+
+def _cpu() -> Iterator[Finding]:
+    try:
+        text = Path("/proc/cpuinfo").read_text("utf-8", "replace")
+    except OSError:
+        return  # not Linux
+    words = set(text.split())
+    found = [flag for flag in _CPU_FLAGS if flag in words]
+    fast = any("bf16" in flag for flag in found)
+    yield Finding(
+        name="cpu",
+        state="ok",
+        detail=f"{', '.join(found) or 'no vector units known here'}"
+        f" (bfloat16 is {'fast' if fast else 'slow'} here)",
+    )
+
+
+def _model() -> Iterator[Finding]:
+    try:
+        folder = embedded_model_path()
+        files = verify_manifest(folder)
+    except SfumatoError as error:
+        yield Finding(
+            name="embedded model",
+            state="fail",
+            detail=error.message,
+            remedy=error.hint or f"Reinstall sfumato; {MANIFEST} could not be read.",
+        )
+        return
+    size = sum((folder / name).stat().st_size for name in files)
+    detail = f"{len(files)} files, {size / 1e6:.0f} MB, all as they were made"
+    yield Finding(name="embedded model", state="ok", detail=detail)
+
+
+def _extras() -> Iterator[Finding]:
+    for extra, module, purpose in EXTRAS:
+        if find_spec(module) is not None:
+            version = metadata.version(module)
+            yield Finding(name=f"extra {extra}", state="ok", detail=f"{module} {version}")
+        else:
+            yield Finding(
+                name=f"extra {extra}",
+                state="note",
+                detail=f"not installed (for {purpose})",
+                remedy=f"pip install 'sfumato[{extra}]'",
+            )
+
+
+def _folder() -> Iterator[Finding]:
+    here = Path.cwd()
+    writable = os.access(here, os.W_OK)
+    yield Finding(
+        name="this folder",
+        state="ok" if writable else "note",
+        detail=f"{here} {'takes' if writable else 'does not take'} pictures",
+        remedy="" if writable else "Say where pictures go with --output.",
+    )

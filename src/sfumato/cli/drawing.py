@@ -1,0 +1,132 @@
+"""From a request to pictures: the part of the command that computes.
+
+Pictures are drawn one at a time, each from a generator with its own seed, so every picture can be
+drawn again alone, bit for bit.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+import sfumato
+from sfumato import StableDiffusionPipeline, __version__
+from sfumato.assets import MANIFEST, file_sha256, read_manifest, verify_manifest
+from sfumato.checkpoints.files import is_regular, shown
+from sfumato.checkpoints.metadata import Recipe
+from sfumato.cli.console import is_terminal, note
+from sfumato.cli.request import Request, choose_sampler
+from sfumato.errors import CheckpointError
+from sfumato.pipelines.sampler_names import AUTOMATIC, names_of, normalized, options_for
+from sfumato.runtime.device import pick_device, pick_dtype, set_threads
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """One finished picture, how it came about, and how long it took."""
+
+    image: Image
+    recipe: Recipe
+    seconds: float
+
+
+def draw(request: Request) -> Iterator[Drawn]:
+    """Load the model, then yield each picture as soon as it is there.
+
+    Raises:
+        SfumatoError: when the model cannot be loaded, is not the one that drew the picture to
+            replay, or does not take the request.
+    """
+    device = pick_device(request.device)
+    dtype = pick_dtype(request.recipe.dtype or "auto", device)
+    set_threads(request.threads)
+    model_hash = _model_hash(request)
+    pipe = StableDiffusionPipeline.from_pretrained(request.model, torch_dtype=dtype).to(device)
+    recipe = _set_sampler(pipe, request.recipe).replace(
+        dtype=str(dtype).removeprefix("torch."),
+        model="embedded" if request.embedded else request.model.resolve().name,
+        model_hash=model_hash,
+        rng="CPU",
+        version=f"sfumato {__version__}",
+        clip_skip=request.recipe.clip_skip or 1,
+    )
+    total = len(request.prompts) * request.count
+    for index in range(total):
+        prompt = request.prompts[index // request.count]
+        seed = (recipe.seed or 0) + index % request.count
+        label = f"{index + 1}/{total}" if total > 1 else None
+        yield _draw_one(pipe, recipe.replace(prompt=prompt, seed=seed), label)
+
+
+def _draw_one(pipe: StableDiffusionPipeline, recipe: Recipe, label: str | None) -> Drawn:
+    pipe.set_progress_bar_config(disable=not is_terminal(sys.stderr), desc=label, leave=False)
+    start = time.perf_counter()
+    image: Image = pipe(
+        recipe.prompt,
+        height=recipe.height,
+        width=recipe.width,
+        num_inference_steps=recipe.steps or 1,
+        guidance_scale=recipe.cfg_scale or 0.0,
+        negative_prompt=recipe.negative_prompt or None,
+        eta=recipe.eta or 0.0,
+        generator=torch.Generator("cpu").manual_seed(recipe.seed or 0),
+        clip_skip=(recipe.clip_skip or 1) - 1 or None,
+        guidance_rescale=recipe.guidance_rescale or 0.0,
+    ).images[0]
+    seconds = time.perf_counter() - start
+    return Drawn(
+        image=image, recipe=recipe.replace(width=image.width, height=image.height), seconds=seconds
+    )
+
+
+def _set_sampler(pipe: StableDiffusionPipeline, recipe: Recipe) -> Recipe:
+    """Give the pipeline the scheduler that is asked for; the recipe with its display names."""
+    own = type(pipe.scheduler).__name__
+    own_name, _ = names_of(own, pipe.scheduler.config)
+    wanted, schedule = recipe.schedule, None
+    if wanted is not None and normalized(wanted) in AUTOMATIC:
+        wanted = None
+    if recipe.sampler not in (None, own, own_name) or wanted is not None:
+        sampler, schedule = choose_sampler(recipe.sampler or own_name, wanted)
+        scheduler_class = getattr(sfumato, sampler.class_name)
+        options = options_for(sampler, schedule)
+        pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config, **options)
+    name, sigmas = names_of(type(pipe.scheduler).__name__, pipe.scheduler.config)
+    return recipe.replace(
+        sampler=name, schedule=schedule.name if schedule else sigmas or "Automatic"
+    )
+
+
+def _model_hash(request: Request) -> str | None:
+    """The first ten digits of the SHA-256 of the UNet's weights, as A1111 names models.
+
+    The embedded model is checked against its manifest on the way.
+    """
+    if is_regular(request.model / MANIFEST):
+        check = verify_manifest if request.embedded else read_manifest
+        hashes = check(request.model)
+        found = next((h for name, h in hashes.items() if _is_unet(Path(name))), None)
+    else:
+        files = sorted(request.model.glob("unet/*"))
+        found = next((file_sha256(file) for file in files if _is_unet(file)), None)
+    short = found[:10] if found else None
+    expected = request.expected_hash
+    if expected is not None and short != expected:
+        text = f"The picture was drawn with a model whose hash is {expected}"
+        if request.embedded:
+            raise CheckpointError(f"{text}.", hint="Give the folder of that model with --model.")
+        note(f"sfumato: {text}; {shown(request.model)} has {short}.")
+    return short
+
+
+def _is_unet(path: Path) -> bool:
+    return path.parent.name == "unet" and path.suffix in (".safetensors", ".bin")

@@ -1,0 +1,220 @@
+"""``sfumato PROMPT``: draw pictures and print their paths."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sfumato import __version__
+from sfumato.cli import COMMANDS, console
+from sfumato.errors import InputError
+
+if TYPE_CHECKING:  # imported where it is used, so that --help is instant
+    from sfumato.cli.request import Request
+
+_ABOUT_COMMANDS = "\n".join(f"  {name:<10} {about}" for name, (_, about) in COMMANDS.items())
+_EPILOG = f"""\
+Names may be written with _ for -, and set in the environment: SFUMATO_STEPS=30.
+With --debug an error shows where it happened.
+
+\b
+Commands, each with its own --help:
+{_ABOUT_COMMANDS}
+"""
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "auto_envvar_prefix": "SFUMATO",
+        "token_normalize_func": lambda name: name.replace("_", "-"),
+        "max_content_width": 100,
+    },
+)
+_Option = partial(typer.Option, show_envvar=False)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"sfumato {__version__}")
+        raise typer.Exit
+
+
+@app.command(epilog=_EPILOG)
+def generate(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PROMPT", help="What to draw; - reads a prompt from every line."),
+    ] = None,
+    prompt: Annotated[
+        str | None, _Option("-p", "--prompt", help="What to draw, as an option.")
+    ] = None,
+    negative_prompt: Annotated[
+        str | None, _Option("-n", "--negative-prompt", help="What to steer away from.")
+    ] = None,
+    model: Annotated[
+        Path | None,
+        _Option("-m", "--model", help="Model folder in diffusers' layout. [default: embedded]"),
+    ] = None,
+    width: Annotated[int | None, _Option("-W", "--width", help="In pixels.")] = None,
+    height: Annotated[int | None, _Option("-H", "--height", help="In pixels.")] = None,
+    size: Annotated[str | None, _Option("--size", help="Both, as 512x768.")] = None,
+    steps: Annotated[
+        int | None,
+        _Option("--steps", "--num-inference-steps", min=1, max=1000, help="Denoising steps."),
+    ] = None,
+    cfg_scale: Annotated[
+        float | None,
+        _Option(
+            "--cfg-scale", "--guidance-scale", min=-1000, max=1000,
+            help="How strictly to follow the prompt; 1 or less is not at all.",
+        ),
+    ] = None,
+    sampling_method: Annotated[
+        str | None,
+        _Option("--sampling-method", "--sampler", help="Its name; see `sfumato samplers`."),
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        _Option("--scheduler", "--schedule-type", help="Spread of the steps, such as karras."),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        _Option("-s", "--seed", min=-1, max=2**64 - 1, help="-1 or none is a random one."),
+    ] = None,
+    batch_count: Annotated[
+        int,
+        _Option(
+            "-b", "--batch-count", "--num-images-per-prompt", min=1, max=100_000,
+            help="Pictures, with seeds counting up.",
+        ),
+    ] = 1,
+    output: Annotated[
+        str | None,
+        _Option(
+            "-o", "--output",
+            help="File, folder or pattern with %03d or {seed}; nothing is overwritten.",
+        ),
+    ] = None,
+    clip_skip: Annotated[
+        int | None,
+        _Option("--clip-skip", min=1, max=100, help="1 is the text encoder's last layer."),
+    ] = None,
+    guidance_rescale: Annotated[
+        float | None,
+        _Option("--guidance-rescale", min=0, max=1, help="Against overexposure by guidance."),
+    ] = None,
+    eta: Annotated[
+        float | None, _Option("--eta", min=0, max=1, help="DDIM's share of fresh noise.")
+    ] = None,
+    replay: Annotated[
+        Path | None,
+        _Option(
+            "--from", envvar="SFUMATO_FROM",
+            help="Picture whose recipe to take; options change it.",
+        ),
+    ] = None,
+    device: Annotated[
+        str, _Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")
+    ] = "auto",
+    dtype: Annotated[
+        str | None, _Option("--dtype", help="float32, bfloat16 or float16. [default: float32]")
+    ] = None,
+    threads: Annotated[
+        int | None, _Option("-t", "--threads", min=1, max=1024, help="CPU threads.")
+    ] = None,
+    as_json: Annotated[
+        bool,
+        _Option("--json", envvar="SFUMATO_JSON", help="Print path and recipe as a line of JSON."),
+    ] = False,
+    verbose: Annotated[bool, _Option("-v", "--verbose", help="Say more on stderr.")] = False,
+    version: Annotated[
+        bool,
+        _Option(
+            "--version", is_eager=True, allow_from_autoenv=False, callback=_print_version,
+            help="Print the version.",
+        ),
+    ] = False,
+) -> None:  # fmt: skip
+    """Draw a picture from a sentence and print its path.
+
+    sfumato "a red apple"
+    """
+    from sfumato.cli.pictures import check_output
+    from sfumato.cli.request import build_request, read_size
+
+    console.show_log(logging.INFO if verbose else logging.WARNING)
+    if size is not None:
+        if width is not None or height is not None:
+            raise InputError("Give either --size or -W and -H.")
+        width, height = read_size(size)
+    request = build_request(
+        {
+            "negative_prompt": negative_prompt,
+            "width": width,
+            "height": height,
+            "steps": steps,
+            "cfg_scale": cfg_scale,
+            "sampler": sampling_method,
+            "schedule": scheduler,
+            "seed": seed,
+            "clip_skip": clip_skip,
+            "guidance_rescale": guidance_rescale,
+            "eta": eta,
+            "dtype": dtype,
+        },
+        prompts=_prompts(words or [], prompt),
+        model=model,
+        replay=replay,
+        count=batch_count,
+        device=device,
+        threads=threads,
+    )
+    check_output(output)
+    _draw_and_save(request, output, as_json)
+
+
+def _prompts(words: list[str], option: str | None) -> tuple[str, ...]:
+    """The texts to draw; none when a picture's recipe is to say."""
+    if len(words) > 1:
+        raise InputError(
+            f"Unexpected words after {words[0][:60]!r}.",
+            hint=f'Put a prompt of several words in quotes: sfumato "{" ".join(words)[:80]}"',
+        )
+    if words and option is not None:
+        raise InputError("The prompt is given twice, as an argument and with --prompt.")
+    if words == ["-"]:
+        lines = [] if sys.stdin is None else sys.stdin.read().splitlines()
+        prompts = tuple(line for line in lines if line.strip())
+        if not prompts:
+            raise InputError("There is no prompt on stdin.")
+    else:
+        prompts = tuple(words) if option is None else (option,)
+    # Bytes that are no text arrive as lone surrogates, which no tokenizer takes.
+    return tuple(text.encode("utf-8", "replace").decode("utf-8") for text in prompts)
+
+
+def _draw_and_save(request: Request, output: str | None, as_json: bool) -> None:
+    from sfumato.checkpoints.png import encode_png
+    from sfumato.cli.drawing import draw
+    from sfumato.cli.pictures import write_new
+
+    for drawn in draw(request):
+        recipe = drawn.recipe
+        path = write_new(output, recipe.seed or 0, encode_png(drawn.image, recipe))
+        console.note(
+            f"seed {recipe.seed}, {recipe.steps} steps of {recipe.sampler}"
+            f" ({recipe.schedule}), {recipe.width}x{recipe.height}, {drawn.seconds:.1f} s"
+        )
+        if as_json:
+            line = {"path": str(path), "seconds": round(drawn.seconds, 3), **recipe.to_dict()}
+            print(json.dumps(line), flush=True)
+        else:
+            print(path, flush=True)

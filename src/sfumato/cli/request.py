@@ -1,0 +1,185 @@
+"""What is to be drawn: the options, a picture to replay and the model's defaults, in one value.
+
+Nothing here imports torch, so a mistake is told before anything slow begins.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sfumato.assets import embedded_model_path
+from sfumato.checkpoints.files import is_regular, shown
+from sfumato.checkpoints.jsonfile import read_json
+from sfumato.checkpoints.metadata import MAX_SEED, Recipe
+from sfumato.checkpoints.png import read_recipe
+from sfumato.errors import CheckpointError, ConfigError, ImageError, InputError
+from sfumato.pipelines.sampler_names import (
+    Sampler,
+    Schedule,
+    find_sampler,
+    find_schedule,
+)
+
+#: Used where neither the options nor the model say anything.
+BUILT_IN = {"steps": 20, "cfg_scale": 7.0}
+#: File in a model's folder with defaults for its pictures; any of these keys.
+DEFAULTS_FILE = "generation.json"
+DEFAULT_KEYS = (
+    "steps", "cfg_scale", "sampler", "schedule", "width", "height", "negative_prompt", "clip_skip",
+    "guidance_rescale",
+)  # fmt: skip
+MAX_SIDE = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One run of the command.
+
+    Attributes:
+        recipe: what to draw; None fields are left to the model. ``prompt`` is the first one.
+        prompts: one or more texts, each drawn ``count`` times.
+        model: folder in diffusers' layout.
+        embedded: whether that is the model in the package.
+        count: pictures for each prompt, with the seeds ``recipe.seed + 0, 1, ...``.
+        device, threads: as in `sfumato.runtime.device`.
+        expected_hash: of the model that drew the picture to replay.
+    """
+
+    recipe: Recipe
+    prompts: tuple[str, ...]
+    model: Path
+    embedded: bool
+    count: int
+    device: str
+    threads: int | None
+    expected_hash: str | None
+
+
+def build_request(
+    given: Mapping[str, Any],
+    *,
+    prompts: tuple[str, ...],
+    model: Path | None,
+    replay: Path | None,
+    count: int,
+    device: str,
+    threads: int | None,
+) -> Request:
+    """Put the layers together and check what can be checked without the model.
+
+    Args:
+        given: the recipe's fields that the options set; None stands for not set.
+        prompts: the texts; empty takes that of the picture to replay.
+        model: the folder; None is the embedded model.
+        replay: a picture whose recipe comes before the model's defaults.
+
+    Raises:
+        SfumatoError: see the message.
+    """
+    given = {key: value for key, value in given.items() if value is not None}
+    _check(Recipe(**{**given, "seed": max(0, given.get("seed", 0))}), count)
+    drawn = _recipe_to_replay(replay) if replay is not None else None
+    if drawn is not None and not prompts:
+        prompts = (drawn.prompt,)
+    if not prompts:
+        raise InputError("A prompt is needed.", hint='For example: sfumato "a red apple"')
+    folder = embedded_model_path() if model is None else _model_folder(model)
+    layers: dict[str, Any] = {**BUILT_IN, **_model_defaults(folder)}
+    if drawn is not None:
+        layers |= {key: value for key, value in drawn.to_dict().items() if key in _REPLAYED}
+    layers |= given
+    if layers.get("seed", -1) == -1:
+        layers["seed"] = secrets.randbelow(2**32)
+    recipe = Recipe(**{**layers, "prompt": prompts[0]})
+    _check(recipe, count)
+    return Request(
+        recipe=recipe,
+        prompts=prompts,
+        model=folder,
+        embedded=model is None,
+        count=count,
+        device=device,
+        threads=threads,
+        expected_hash=drawn.model_hash if drawn is not None else None,
+    )
+
+
+#: Fields of a recipe that another run can use.
+_REPLAYED = frozenset(Recipe()) - {"prompt", "model", "model_hash", "rng", "version", "extra"}
+
+
+def _recipe_to_replay(path: Path) -> Recipe:
+    recipe = read_recipe(path)
+    if recipe is None:
+        raise ImageError(f"{shown(path)} carries no recipe, so it cannot be replayed.")
+    if recipe.steps is None and recipe.seed is None:
+        raise ImageError(f"The text in {shown(path)} is no recipe.")
+    return recipe
+
+
+def _model_folder(model: Path) -> Path:
+    if model.is_file():
+        raise CheckpointError(
+            f"{shown(model)} is a file.",
+            hint="A model is a folder in diffusers' layout, with a model_index.json.",
+        )
+    if not is_regular(model / "model_index.json"):
+        raise CheckpointError(f"There is no model at {shown(model)} (no model_index.json).")
+    return model
+
+
+def _model_defaults(folder: Path) -> dict[str, Any]:
+    path = folder / DEFAULTS_FILE
+    if not path.exists():
+        return {}
+    values = read_json(path)
+    unknown = sorted(set(values) - set(DEFAULT_KEYS))
+    if unknown:
+        raise ConfigError(
+            f"{shown(path)}: unknown key {unknown[0][:80]!r}.", hint=f"Known: {DEFAULT_KEYS}."
+        )
+    Recipe(**values)  # checks types and ranges
+    return values
+
+
+def _check(recipe: Recipe, count: int) -> None:
+    for name in ("width", "height"):
+        side = getattr(recipe, name)
+        if side is not None and (side % 8 or not 8 <= side <= MAX_SIDE):
+            near = min(MAX_SIDE, max(8, round(side / 8) * 8))
+            raise InputError(
+                f"The {name} has to be a multiple of 8 from 8 to {MAX_SIDE}, not {side}.",
+                hint=f"The nearest is {near}.",
+            )
+    if (recipe.seed or 0) + count - 1 > MAX_SEED:
+        raise InputError(f"The last seed would be above {MAX_SEED}.")
+    if recipe.sampler is not None and not recipe.sampler.endswith("Scheduler"):
+        choose_sampler(recipe.sampler, recipe.schedule)  # a class may be known to the model alone
+
+
+def choose_sampler(name: str, schedule: str | None) -> tuple[Sampler, Schedule | None]:
+    """The sampler and schedule by name; a schedule of its own comes before one in the name.
+
+    Raises:
+        InputError: when one is unknown, or they do not go together.
+    """
+    sampler, of_name = find_sampler(name)
+    wanted = schedule or (of_name and of_name.name)
+    return sampler, find_schedule(wanted, sampler) if wanted else None
+
+
+def read_size(text: str) -> tuple[int, int]:
+    """Width and height of ``"512x768"``.
+
+    Raises:
+        InputError: when it is something else.
+    """
+    sides = re.fullmatch(r"(\d{1,6})[xX](\d{1,6})", text.strip())
+    if sides is None:
+        raise InputError(f"A size looks like 512x768, not {text[:40]!r}.")
+    return int(sides[1]), int(sides[2])
