@@ -145,12 +145,12 @@ class PlanRun:
 
     def step(
         self, row: int, x: torch.Tensor, output: torch.Tensor, draw: Draw
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        dtype = output.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        dtype = torch.promote_types(x.dtype, output.dtype)
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         noise = None
         if self.plan.draws[row]:
-            noise = draw(torch.float32 if self.plan.noise_in_float32 else dtype).to(wide)
+            noise = draw(torch.float32 if self.plan.noise_in_float32 else output.dtype).to(wide)
         output = output.to(wide)
         if self.plan.log_variance is not None:
             output, mixture = output.chunk(2, dim=1)

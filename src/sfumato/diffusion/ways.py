@@ -92,25 +92,17 @@ def chained(
     return Schedule(timesteps, levels_at(timesteps, acp), levels_at(following, acp, below_zero))
 
 
-def consistency_timesteps(
-    steps: int, train_steps: int, original_steps: int, strength: float = 1.0
+def distilled_timesteps(
+    train_steps: int, original_steps: int, strength: float = 1.0
 ) -> NDArray[np.int64]:
-    """A falling choice from the ``original_steps`` timesteps of a consistency model's training.
+    """The rising timesteps that a consistency model was distilled on, up to ``strength``."""
+    return np.arange(1, int(original_steps * strength) + 1) * (train_steps // original_steps) - 1
 
-    Raises:
-        InputError: when more steps are asked for than those times ``strength``.
-    """
-    stride = train_steps // original_steps
-    origin = np.arange(1, int(original_steps * strength) + 1) * stride - 1
-    if len(origin) < steps:
-        raise InputError(
-            f"The combination of `original_steps x strength`: {original_steps} x {strength} is"
-            f" smaller than `num_inference_steps`: {steps}. Make sure to either reduce"
-            f" `num_inference_steps` to a value smaller than {int(original_steps * strength)} or"
-            f" increase `strength` to a value higher than {steps / original_steps}."
-        )
-    chosen = np.floor(np.linspace(0, len(origin), num=steps, endpoint=False)).astype(np.int64)
-    return origin[::-1][chosen]
+
+def evenly_chosen(origin: NDArray[np.int64], steps: int) -> NDArray[np.int64]:
+    """A falling choice of ``steps`` out of rising timesteps, with the last one among them."""
+    places = np.floor(np.linspace(0, len(origin), num=steps, endpoint=False)).astype(np.int64)
+    return origin[::-1][places]
 
 
 # --- By sigma, on image + sigma * noise: Euler and its relatives ------------------------------

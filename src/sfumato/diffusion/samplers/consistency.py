@@ -74,7 +74,6 @@ def tcd(
     prediction: str = "epsilon",
     *,
     eta: float = 0.3,
-    limit: Limit | None = None,
     ends_clean: bool = True,
 ) -> Plan:
     """Strategic stochastic sampling: a DDIM step to ``midway``, then noise up to the next level.
@@ -84,7 +83,6 @@ def tcd(
         midway: ``(n,)`` levels of timestep ``(1 - eta) * next``.
         prediction: what the network predicts.
         eta: share of noise; 0 draws none.
-        limit: clip or threshold for ``denoised``.
         ends_clean: whether the last row adds no noise.
     """
     n = len(schedule)
@@ -106,5 +104,4 @@ def tcd(
         base=base,
         update=update,
         draws=draws,
-        limit=limit,
     )

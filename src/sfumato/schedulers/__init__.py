@@ -1,0 +1,60 @@
+"""Schedulers under diffusers' names: thin shells around `sfumato.diffusion`.
+
+    scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config, use_karras_sigmas=True)
+
+In a loop of one's own they work as in diffusers (``set_timesteps``, ``scale_model_input``,
+``step``). `Scheduler.plan` gives the whole run as a table for `sfumato.diffusion.denoise`.
+"""
+
+from enum import Enum
+
+from sfumato.schedulers.base import Scheduler, SchedulerOutput
+from sfumato.schedulers.ddim import DDIMScheduler
+from sfumato.schedulers.ddpm import DDPMScheduler
+from sfumato.schedulers.dpmsolver_multistep import DPMSolverMultistepScheduler
+from sfumato.schedulers.euler import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
+from sfumato.schedulers.lcm import LCMScheduler, TCDScheduler
+from sfumato.schedulers.pndm import PNDMScheduler
+from sfumato.schedulers.unipc import UniPCMultistepScheduler
+
+#: All scheduler classes.
+CLASS_NAMES: tuple[str, ...] = (
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DPMSolverMultistepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "LCMScheduler",
+    "PNDMScheduler",
+    "TCDScheduler",
+    "UniPCMultistepScheduler",
+)
+
+
+class KarrasDiffusionSchedulers(Enum):
+    """Schedulers that can take each other's place in a pipeline, with diffusers' numbers."""
+
+    DDIMScheduler = 1
+    DDPMScheduler = 2
+    PNDMScheduler = 3
+    EulerDiscreteScheduler = 5
+    EulerAncestralDiscreteScheduler = 7
+    DPMSolverMultistepScheduler = 8
+    UniPCMultistepScheduler = 13
+
+
+__all__ = [
+    "CLASS_NAMES",
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DPMSolverMultistepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "KarrasDiffusionSchedulers",
+    "LCMScheduler",
+    "PNDMScheduler",
+    "Scheduler",
+    "SchedulerOutput",
+    "TCDScheduler",
+    "UniPCMultistepScheduler",
+]

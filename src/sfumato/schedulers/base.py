@@ -1,0 +1,292 @@
+"""What every scheduler class is: a configuration, a training table, and a plan under way.
+
+The classes bear diffusers' names and methods. They hold no arithmetic of their own:
+``set_timesteps`` chooses a way (`sfumato.diffusion.ways`), `Scheduler.plan` makes the table of the
+sampler (`sfumato.diffusion.samplers`), and ``step`` applies its rows one by one, as
+`sfumato.diffusion.denoise` does in one go.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from os import PathLike
+from typing import Any, ClassVar, Generic, TypeVar, cast
+
+import torch
+
+from sfumato.diffusion.noise import Generators, randn_tensor
+from sfumato.diffusion.plan import Plan
+from sfumato.diffusion.run import Draw, PlanRun
+from sfumato.diffusion.schedule import alphas_cumprod, betas
+from sfumato.errors import InputError, UnknownKeywordError, did_you_mean
+from sfumato.outputs import BaseOutput
+from sfumato.schedulers import storage
+from sfumato.schedulers.config import FrozenDict, SchedulerConfig
+
+
+@dataclass
+class SchedulerOutput(BaseOutput):
+    """What ``step`` returns.
+
+    Attributes:
+        prev_sample: the picture in progress, one step less noisy.
+        pred_original_sample: the finished picture as the network sees it now, where the method
+            has one.
+    """
+
+    prev_sample: torch.Tensor
+    pred_original_sample: torch.Tensor | None = None
+
+
+C = TypeVar("C", bound=SchedulerConfig)
+
+
+class Scheduler(Generic[C]):
+    """Base of all schedulers; construct with the fields of ``config_class`` as keywords.
+
+    Attributes:
+        timesteps: what the network is told, call by call; set by ``set_timesteps``.
+        num_inference_steps: number of steps, None before ``set_timesteps``.
+        order: calls of the network per step.
+        init_noise_sigma: standard deviation of the noise to start from.
+    """
+
+    config_name: ClassVar[str] = "scheduler_config.json"
+    config_class: ClassVar[type[SchedulerConfig]]
+    order: ClassVar[int] = 1
+    has_compatibles: ClassVar[bool] = True
+
+    timesteps: torch.Tensor
+    num_inference_steps: int | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs = _keywords(type(self), args, kwargs)
+        self._settings = cast(C, self.config_class.from_values(kwargs))
+        self._extras: dict[str, Any] = {}
+        self._prepare()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "config_class" in vars(cls):
+            cls.__signature__ = _signature(cls.config_class)
+
+    def _prepare(self) -> None:
+        """Make the training table, and forget any run."""
+        noise = self._settings.noise
+        self._acp = alphas_cumprod(noise)
+        self.betas = torch.from_numpy(betas(noise))
+        self.alphas = 1.0 - self.betas
+        self.alphas_cumprod = torch.from_numpy(self._acp).float()
+        self.num_inference_steps = None
+        self._run: PlanRun | None = None
+
+    # --- Configuration ---
+
+    @property
+    def config(self) -> FrozenDict:
+        """All settings; see `sfumato.schedulers.config`."""
+        names = set(self._settings)
+        values = {name: storage.listed(value) for name, value in self._settings.items()}
+        unset = sorted(names - self._settings.explicit)
+        return FrozenDict({**self._extras, **values, "_use_default_values": unset})
+
+    def register_to_config(self, **changes: Any) -> None:
+        """Change settings; the table is made anew, and ``set_timesteps`` has to be called again."""
+        known = set(self._settings)
+        self._settings = self._settings.replace(
+            **{name: value for name, value in changes.items() if name in known}
+        )
+        self._extras |= {name: value for name, value in changes.items() if name not in known}
+        self._prepare()
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Mapping[str, Any] | str | PathLike[str] | None = None,
+        return_unused_kwargs: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """A scheduler of this class with another's settings.
+
+        Settings that the other left at its default take the default of this class. Settings that
+        this class does not have are kept, for a later swap back.
+
+        Args:
+            config: another scheduler's ``config`` (of this library or of diffusers), or the
+                content of a ``scheduler_config.json``.
+            return_unused_kwargs: return ``(scheduler, unused)``.
+            kwargs: settings that replace those of ``config``.
+
+        Raises:
+            InputError: without ``config``.
+            ConfigError: when a value is out of range.
+        """
+        if config is None:
+            raise InputError(
+                "Please make sure to provide a config as the first positional argument."
+            )
+        if isinstance(config, str | PathLike):
+            config = storage.read_config(config, cls.config_name)
+        values, extras, unused = storage.split_config(cls, config, kwargs)
+        if unused and not return_unused_kwargs:
+            storage.report_unused(cls, unused)
+        scheduler = cls(**values)
+        scheduler._extras |= extras
+        return (scheduler, {**unused, **extras}) if return_unused_kwargs else scheduler
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | PathLike[str],
+        subfolder: str | None = None,
+        return_unused_kwargs: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """A scheduler from a folder with a ``scheduler_config.json``, of whichever class.
+
+        Raises:
+            CheckpointError: when there is no such file.
+            ConfigError: when its content is wrong.
+        """
+        config = storage.read_config(pretrained_model_name_or_path, cls.config_name, subfolder)
+        kwargs = {k: v for k, v in kwargs.items() if k not in storage.LOADING_OPTIONS}
+        return cls.from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
+
+    def save_pretrained(self, save_directory: str | PathLike[str]) -> None:
+        """Write ``scheduler_config.json`` into a folder, which is made if needed."""
+        storage.write_config(save_directory, self.config_name, type(self).__name__, self.config)
+
+    save_config = save_pretrained
+
+    @property
+    def compatibles(self) -> list[type[Scheduler[Any]]]:
+        """Classes that a pipeline can use in this one's place."""
+        return storage.compatible_classes(type(self))
+
+    def __len__(self) -> int:
+        return self._settings.num_train_timesteps
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {storage.config_text(type(self).__name__, self.config)}"
+
+    # --- Sampling ---
+
+    @property
+    def init_noise_sigma(self) -> Any:
+        """Standard deviation of the noise to start from."""
+        return 1.0
+
+    def plan(self, start: int = 0) -> Plan:
+        """The sampler's table for ``timesteps[start:]``, after ``set_timesteps``."""
+        raise NotImplementedError
+
+    def scale_model_input(
+        self, sample: torch.Tensor, timestep: float | torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """What the network is to see for ``sample``."""
+        return sample
+
+    def _require_timesteps(self) -> None:
+        if self.num_inference_steps is None:
+            raise InputError(
+                "Number of inference steps is 'None', you need to run 'set_timesteps' after"
+                " creating the scheduler"
+            )
+
+    @staticmethod
+    def _index(timestep: float, listed: list[Any]) -> int:
+        """Position of a timestep; the second of two alike, unless the first leads the list.
+
+        A run that begins in the middle (image-to-image) would otherwise take a step twice.
+        """
+        places = [i for i, t in enumerate(listed) if t == timestep]
+        if not places:
+            raise InputError(
+                f"{timestep:g} is not one of the scheduler's timesteps.",
+                hint="Pass one of `scheduler.timesteps`.",
+            )
+        return places[1] if len(places) > 1 and places[0] > 0 else places[0]
+
+    def _apply(
+        self,
+        plan: Plan,
+        row: int,
+        sample: torch.Tensor,
+        output: torch.Tensor,
+        generator: Generators = None,
+        noise: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One row of a plan; earlier calls are remembered from row to row.
+
+        Returns:
+            The next sample and the denoised one.
+        """
+        if self._run is None:
+            self._run = PlanRun(plan, self.timesteps.device)
+        self._run.plan = plan
+
+        def draw(dtype: torch.dtype) -> torch.Tensor:
+            if noise is not None:
+                return noise.to(sample.device, dtype)
+            return randn_tensor(sample.shape, generator, sample.device, dtype)
+
+        source: Draw = draw
+        return self._run.step(row, sample, output, source)
+
+    def add_noise(
+        self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+    ) -> torch.Tensor:
+        """Noise pictures as in training, each at its own timestep.
+
+        Args:
+            original_samples: ``(n, ...)``.
+            noise: standard normal, same shape.
+            timesteps: ``(n,)``.
+        """
+        alpha, sigma = self._training_levels(original_samples, timesteps)
+        return alpha * original_samples + sigma * noise
+
+    def _training_levels(
+        self, like: torch.Tensor, timesteps: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """alpha and sigma at whole timesteps, shaped to be multiplied with ``like``."""
+        acp = self.alphas_cumprod.to(like.device, like.dtype)[timesteps.to(like.device)]
+        acp = acp.flatten().view(-1, *[1] * (like.ndim - 1))
+        return acp**0.5, (1 - acp) ** 0.5
+
+
+def _keywords(
+    cls: type[Scheduler[Any]], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """The constructor's arguments by name; private ones (``_name``) are dropped.
+
+    Raises:
+        UnknownKeywordError: for a name that the class does not have, naming the closest.
+    """
+    names = list(inspect.signature(cls).parameters)
+    positional = dict(zip(names[:5], args, strict=False))
+    if len(args) > 5 or set(positional) & set(kwargs):
+        raise UnknownKeywordError(
+            f"{cls.__name__} takes up to five positional arguments ({', '.join(names[:5])});"
+            " give the others by name, and each once."
+        )
+    kwargs = {name: value for name, value in kwargs.items() if not name.startswith("_")}
+    for name in kwargs:
+        if name not in names:
+            raise UnknownKeywordError(
+                f"{cls.__name__}() has no argument '{name}'.{did_you_mean(name, names)}"
+            )
+    return positional | kwargs
+
+
+def _signature(config_class: type[SchedulerConfig]) -> inspect.Signature:
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return inspect.Signature(
+        [
+            inspect.Parameter(f.name, kind, default=f.default, annotation=f.type)
+            for f in fields(config_class)
+            if f.name != "explicit" and f.default is not MISSING
+        ]
+    )

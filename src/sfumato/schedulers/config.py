@@ -1,0 +1,236 @@
+"""Configurations of schedulers: the fields that all share, their checks, and swapping of classes.
+
+Each scheduler has a `SchedulerConfig` subclass with exactly the constructor's arguments. What a
+user sees as ``scheduler.config`` is a `FrozenDict` of it, with two additions that diffusers made
+customary: keys that other classes had set (so that swapping there and back loses nothing), and
+``_use_default_values``, the fields that nobody set (so that swapping takes the new class's default
+and not the old one's).
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from typing import Any, ClassVar, NoReturn, Self, TypeVar
+
+from sfumato.config import Config, check_choice, check_int
+from sfumato.diffusion.schedule import BETA_SCHEDULES, SPACINGS, NoiseConfig
+from sfumato.diffusion.ways import FINAL_SIGMAS, Ramp
+from sfumato.errors import ConfigError, InputError
+
+MAX_TRAIN_TIMESTEPS = 1_000_000
+
+
+class FrozenDict(dict[str, Any]):
+    """A read-only dictionary whose keys can be read as attributes."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"The configuration has no field '{name}'.") from None
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError(
+            "A scheduler's configuration cannot be changed; make another scheduler with"
+            " `from_config(scheduler.config, ...)`."
+        )
+
+    __setitem__ = __delitem__ = __setattr__ = __delattr__ = __ior__ = _refuse
+    pop = popitem = clear = update = setdefault = _refuse  # pyright: ignore
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (dict(self),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerConfig(Config):
+    """Fields of every scheduler; `NoiseConfig` explains the first ones.
+
+    Attributes:
+        prediction_type: what the network predicts: ``epsilon``, ``sample`` or ``v_prediction``.
+    """
+
+    predictions: ClassVar[tuple[str, ...]] = ("epsilon", "sample", "v_prediction")
+    #: Fields with a closed set of values, besides those that this class checks itself.
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    #: Values of other classes' fields of the same name, and what they mean here.
+    translations: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    #: Whether a last level of pure noise is pinned to a finite sigma.
+    pin_last: ClassVar[bool] = False
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.0001
+    beta_end: float = 0.02
+    beta_schedule: str = "linear"
+    trained_betas: tuple[float, ...] | None = None
+    prediction_type: str = "epsilon"
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> Self:
+        """From the constructor's keywords, all of them known; the given ones count as explicit."""
+        values = dict(values)
+        betas = values.get("trained_betas")
+        if betas is not None:
+            values["trained_betas"] = tuple(float(beta) for beta in betas)
+        for name, words in cls.translations.items():
+            if isinstance(values.get(name), str):
+                values[name] = words.get(values[name], values[name])
+        return cls(explicit=frozenset(values), **values)
+
+    def validate(self) -> None:
+        for field in fields(self):
+            if field.name != "explicit":
+                self._check_kind(field.name, field.default)
+        name = type(self).__name__.removesuffix("Config")
+        check_int(f"{name}.num_train_timesteps", self.num_train_timesteps, 1, MAX_TRAIN_TIMESTEPS)
+        closed = {
+            "prediction_type": self.predictions,
+            "beta_schedule": BETA_SCHEDULES,
+            "timestep_spacing": SPACINGS,
+            "final_sigmas_type": FINAL_SIGMAS,
+            **self.choices,
+        }
+        for field, allowed in closed.items():
+            if field in set(self):
+                check_choice(f"{name}.{field}", self[field], allowed)
+        self._check_betas(name)
+        ramps = [key for key in RAMPS if self.get(key)]
+        if len(ramps) > 1:
+            raise ConfigError(
+                "Only one of `config.use_beta_sigmas`, `config.use_exponential_sigmas`,"
+                f" `config.use_karras_sigmas` can be used, but {' and '.join(ramps)} are set."
+            )
+
+    def _check_kind(self, name: str, default: Any) -> None:
+        """The value is of its default's kind: a switch, a whole number, a number or a word."""
+        value = self[name]
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if isinstance(default, bool):
+            fine, wanted = value is None or isinstance(value, bool), "True or False"
+        elif isinstance(default, int):
+            fine, wanted = isinstance(value, int) and is_number, "an integer"
+        elif isinstance(default, float):
+            fine, wanted = is_number and (math.isfinite(value) or value == default), "a number"
+        elif isinstance(default, str):
+            fine, wanted = isinstance(value, str), "a string"
+        else:
+            return
+        if not fine:
+            owner = type(self).__name__.removesuffix("Config")
+            raise ConfigError(f"`{owner}.{name}` has to be {wanted} but is {str(value)[:80]!r}.")
+
+    def _check_betas(self, name: str) -> None:
+        if self.trained_betas is not None:
+            if len(self.trained_betas) != self.num_train_timesteps:
+                raise ConfigError(
+                    f"`{name}.trained_betas` has {len(self.trained_betas)} entries, but"
+                    f" `num_train_timesteps` is {self.num_train_timesteps}."
+                )
+            if not all(0 < beta < 1 for beta in self.trained_betas):
+                raise ConfigError(f"`{name}.trained_betas` has to lie between 0 and 1.")
+        elif not 0 < self.beta_start <= self.beta_end < 1:
+            raise ConfigError(
+                f"`{name}` needs 0 < beta_start <= beta_end < 1, but they are"
+                f" {self.beta_start} and {self.beta_end}."
+            )
+
+    @property
+    def noise(self) -> NoiseConfig:
+        """How noise was added in training."""
+        return NoiseConfig(
+            self.num_train_timesteps,
+            self.beta_start,
+            self.beta_end,
+            self.beta_schedule,
+            self.trained_betas,
+            bool(self.get("rescale_betas_zero_snr")),
+            self.pin_last,
+        )
+
+
+#: The switches of `ways.Ramp`, and its kinds.
+RAMPS: Mapping[str, str] = {
+    "use_karras_sigmas": "karras",
+    "use_exponential_sigmas": "exponential",
+    "use_beta_sigmas": "beta",
+}
+
+
+def ramp_of(config: Mapping[str, Any]) -> Ramp:
+    """The ramp that a configuration asks for, with its ends if it sets them."""
+    kinds = [kind for switch, kind in RAMPS.items() if config.get(switch)]
+    return Ramp(kinds[0] if kinds else None, config.get("sigma_min"), config.get("sigma_max"))
+
+
+# --- Arguments of set_timesteps ---------------------------------------------------------------
+
+
+def checked_steps(value: object, train_steps: int) -> int:
+    """The number of steps as ``int``.
+
+    Raises:
+        InputError: unless it is a whole number from 1 to the number of training timesteps.
+    """
+    try:
+        steps = operator.index(value)  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        steps = 0
+    if isinstance(value, bool) or steps < 1:
+        raise InputError(
+            f"`num_inference_steps` has to be an integer of at least 1 but is {value!r}."
+        )
+    if steps > train_steps:
+        raise InputError(
+            f"`num_inference_steps`: {steps} cannot be larger than `self.config.train_timesteps`:"
+            f" {train_steps} as the unet model trained with this scheduler can only handle"
+            f" maximal {train_steps} timesteps."
+        )
+    return steps
+
+
+Number = TypeVar("Number", int, float)
+
+
+def checked_timesteps(values: Sequence[Number], train_steps: int) -> list[Number]:
+    """The user's own timesteps.
+
+    Raises:
+        InputError: unless they fall, from below the number of training timesteps to 0 or more.
+    """
+    listed = [getattr(value, "item", lambda v=value: v)() for value in values]
+    if not listed:
+        raise InputError("`timesteps` is empty.", hint="Give at least one timestep.")
+    for value in listed:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or value < 0:
+            raise InputError(f"`timesteps` holds {value!r}; 0 or a larger number is needed.")
+    if any(later >= earlier for earlier, later in pairwise(listed)):
+        raise InputError(
+            "`custom_timesteps` must be in descending order.", hint="No timestep may come twice."
+        )
+    if listed[0] >= train_steps:
+        raise InputError(
+            f"`timesteps` must start before `self.config.train_timesteps`: {train_steps}."
+        )
+    return listed
+
+
+def exactly_one(**given: object) -> None:
+    """Raise `InputError` unless exactly one of the arguments is not None."""
+    names = [f"`{name}`" for name in given]
+    count = sum(value is not None for value in given.values())
+    if count == 0:
+        raise InputError(f"Must pass exactly one of {' or '.join(names)}.")
+    if count > 1:
+        raise InputError(f"Can only pass one of {' or '.join(names)}.")
+
+
+def no_custom_timesteps(config: Mapping[str, Any], *switches: str) -> None:
+    """Raise `InputError` if a switch is on that leaves no room for the user's own timesteps."""
+    for switch in switches:
+        if config.get(switch):
+            raise InputError(f"Cannot set `timesteps` with `config.{switch} = True`.")

@@ -1,0 +1,152 @@
+"""DPM-Solver and DPM-Solver++, multistep, under their diffusers name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from sfumato.diffusion import samplers
+from sfumato.diffusion.noise import Generators
+from sfumato.diffusion.plan import Plan
+from sfumato.diffusion.samplers.dpm import ALGORITHMS
+from sfumato.diffusion.ways import Ramp
+from sfumato.errors import ConfigError
+from sfumato.schedulers.base import SchedulerOutput
+from sfumato.schedulers.config import SchedulerConfig, exactly_one
+from sfumato.schedulers.solver import SolverConfig, SolverScheduler
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPMSolverMultistepConfig(SolverConfig):
+    """Settings of the multistep DPM-Solvers; see `SolverConfig` and `samplers.dpm_multistep`.
+
+    Attributes:
+        algorithm_type: one of `ALGORITHMS`.
+        solver_type: ``midpoint`` or ``heun``.
+        euler_at_final: end with first order.
+        use_lu_lambdas: spread sigmas evenly in log(alpha / sigma).
+        final_sigmas_type: end at ``zero`` or at ``sigma_min``.
+        lambda_min_clipped: leave out levels below this log(alpha / sigma).
+        variance_type: ``learned`` or ``learned_range`` for networks with twice the channels, of
+            which the second half is not used.
+        rescale_betas_zero_snr: make the last training level nearly pure noise.
+    """
+
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "algorithm_type": ALGORITHMS,
+        "solver_type": ("midpoint", "heun"),
+    }
+    translations: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "algorithm_type": {"deis": "dpmsolver++"},
+        "solver_type": {"logrho": "midpoint", "bh1": "midpoint", "bh2": "midpoint"},
+    }
+
+    algorithm_type: str = "dpmsolver++"
+    solver_type: str = "midpoint"
+    euler_at_final: bool = False
+    use_lu_lambdas: bool = False
+    final_sigmas_type: str = "zero"
+    lambda_min_clipped: float = -math.inf
+    variance_type: str | None = None
+    rescale_betas_zero_snr: bool = False
+
+    def validate(self) -> None:
+        super().validate()
+        if self.solver_order > 3:
+            raise ConfigError(f"`solver_order` has to be 1, 2 or 3 but is {self.solver_order}.")
+        if not self.algorithm_type.endswith("++"):
+            if self.final_sigmas_type == "zero":
+                raise ConfigError(
+                    f"`final_sigmas_type` {self.final_sigmas_type} is not supported for"
+                    f" `algorithm_type` {self.algorithm_type}. Please choose `sigma_min` instead."
+                )
+            if self.prediction_type == "flow_prediction":
+                raise ConfigError(
+                    f"`algorithm_type` {self.algorithm_type} does not know"
+                    " `prediction_type` flow_prediction.",
+                    hint="Take `dpmsolver++`.",
+                )
+
+
+class DPMSolverMultistepScheduler(SolverScheduler[DPMSolverMultistepConfig]):
+    """DPM-Solver++ and its relatives (arXiv:2206.00927, 2211.01095); by default DPM++ 2M."""
+
+    config_class: ClassVar[type[SchedulerConfig]] = DPMSolverMultistepConfig
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        mu: float | None = None,
+        timesteps: Sequence[int] | None = None,
+    ) -> None:
+        """Choose the way: by number, or by hand.
+
+        Args:
+            num_inference_steps: how many steps.
+            device: where ``timesteps`` shall be.
+            mu: logarithm of ``flow_shift``, with ``use_dynamic_shifting``.
+            timesteps: the timesteps themselves, falling.
+
+        Raises:
+            InputError: for values out of range, or unless exactly one is given.
+        """
+        exactly_one(num_inference_steps=num_inference_steps, timesteps=timesteps)
+        config = self._settings
+        lu = config.use_lu_lambdas and not config.use_karras_sigmas
+        nearest = config.use_karras_sigmas or lu
+        self._choose(
+            num_inference_steps,
+            device,
+            timesteps,
+            mu=mu,
+            ramp=Ramp("lu") if lu else None,
+            rounded=nearest and config.beta_schedule != "squaredcos_cap_v2",
+            lambda_min=config.lambda_min_clipped,
+        )
+
+    def plan(self, start: int = 0) -> Plan:
+        """The table for ``timesteps[start:]``."""
+        config = self._settings
+        return samplers.dpm_multistep(
+            self._way_from(start),
+            config.prediction_type,
+            order=config.solver_order,
+            algorithm=config.algorithm_type,
+            solver_type=config.solver_type,
+            lower_order_final=bool(config.lower_order_final),
+            euler_at_final=bool(config.euler_at_final),
+            limit=config.limit,
+            steps=self.num_inference_steps,
+        )
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: int | torch.Tensor,
+        sample: torch.Tensor,
+        generator: Generators = None,
+        variance_noise: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
+        """The next step.
+
+        Args:
+            model_output: the network's answer.
+            timestep: at which it was asked; the first one says where the run begins.
+            sample: what it was asked about.
+            generator: where noise comes from, for the ``sde-`` algorithms.
+            variance_noise: or the noise itself.
+            return_dict: return an output object rather than a tuple.
+
+        Raises:
+            InputError: before ``set_timesteps``, or after the last step.
+        """
+        previous, denoised = self._advance(
+            sample, model_output, timestep, generator, variance_noise
+        )
+        return SchedulerOutput(previous, denoised) if return_dict else (previous,)

@@ -1,0 +1,205 @@
+"""What the DPM-Solver, UniPC and DEIS schedulers share: whole timesteps and their sigmas."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch
+
+from sfumato.diffusion.plan import Limit
+from sfumato.diffusion.schedule import Array, Schedule, training_sigmas
+from sfumato.diffusion.ways import (
+    Ramp,
+    final_sigma,
+    flow_schedule,
+    flow_sigmas,
+    solver_sigmas,
+    solver_timesteps,
+)
+from sfumato.errors import ConfigError, InputError
+from sfumato.schedulers.config import (
+    SchedulerConfig,
+    checked_steps,
+    checked_timesteps,
+    no_custom_timesteps,
+    ramp_of,
+)
+from sfumato.schedulers.sigma import SteppedScheduler
+
+MAX_SOLVER_ORDER = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolverConfig(SchedulerConfig):
+    """Settings that the solvers share.
+
+    Attributes:
+        solver_order: how many answers of the network a step uses.
+        thresholding: dynamic thresholding of the denoised picture, by the quantile
+            ``dynamic_thresholding_ratio``, up to ``sample_max_value``. Not for latents.
+        lower_order_final: end with lower orders, which is steadier with few steps.
+        use_karras_sigmas: spread sigmas as Karras et al. do.
+        use_exponential_sigmas: spread them evenly in their logarithm.
+        use_beta_sigmas: spread them by a beta distribution.
+        use_flow_sigmas: spread them as flow matching does, shifted by ``flow_shift``.
+        timestep_spacing: see `schedule.spaced_timesteps`.
+        steps_offset: added to ``leading`` timesteps.
+        use_dynamic_shifting: allow ``mu`` in ``set_timesteps``.
+        time_shift_type: how ``mu`` becomes ``flow_shift``; only ``exponential``.
+    """
+
+    pin_last: ClassVar[bool] = True
+    predictions: ClassVar[tuple[str, ...]] = (
+        "epsilon",
+        "sample",
+        "v_prediction",
+        "flow_prediction",
+    )
+
+    solver_order: int = 2
+    thresholding: bool = False
+    dynamic_thresholding_ratio: float = 0.995
+    sample_max_value: float = 1.0
+    lower_order_final: bool = True
+    use_karras_sigmas: bool = False
+    use_exponential_sigmas: bool = False
+    use_beta_sigmas: bool = False
+    use_flow_sigmas: bool = False
+    flow_shift: float = 1.0
+    timestep_spacing: str = "linspace"
+    steps_offset: int = 0
+    use_dynamic_shifting: bool = False
+    time_shift_type: str = "exponential"
+
+    def validate(self) -> None:
+        super().validate()
+        if not 1 <= self.solver_order <= MAX_SOLVER_ORDER:
+            raise ConfigError(
+                f"`solver_order` has to be from 1 to {MAX_SOLVER_ORDER} but is {self.solver_order}."
+            )
+        if self.flow_shift <= 0:
+            raise ConfigError(f"`flow_shift` has to be positive but is {self.flow_shift}.")
+
+    @property
+    def limit(self) -> Limit | None:
+        """Dynamic thresholding, if it is on."""
+        if not self.thresholding:
+            return None
+        return Limit(
+            quantile=self.dynamic_thresholding_ratio, maximum=max(self.sample_max_value, 1.0)
+        )
+
+
+S = TypeVar("S", bound=SolverConfig)
+
+
+class SolverScheduler(SteppedScheduler[S]):
+    """A scheduler on ``x = alpha * image + sigma * noise`` that passes through sigmas."""
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        self.timesteps = torch.arange(len(self) - 1, -1, -1, dtype=torch.float32)
+        self.sigmas = torch.from_numpy(training_sigmas(self._acp)).float()
+        self.alpha_t = self.alphas_cumprod.sqrt()
+        self.sigma_t = (1 - self.alphas_cumprod).sqrt()
+        self.lambda_t = self.alpha_t.log() - self.sigma_t.log()
+
+    def index_for_timestep(
+        self, timestep: float | torch.Tensor, schedule_timesteps: torch.Tensor | None = None
+    ) -> int:
+        """Position of a timestep; the last one for a timestep that is not there."""
+        listed = self.timesteps if schedule_timesteps is None else schedule_timesteps
+        if not bool((listed == timestep).any()):
+            return len(listed) - 1
+        return super().index_for_timestep(timestep, schedule_timesteps)
+
+    def _levels(self) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._settings.use_flow_sigmas:
+            return 1 - self.sigmas, self.sigmas
+        return super()._levels()
+
+    def _choose(
+        self,
+        steps: int | None,
+        device: str | torch.device | None,
+        timesteps: Sequence[int] | None = None,
+        *,
+        mu: float | None = None,
+        ramp: Ramp | None = None,
+        rounded: bool = True,
+        end_of_ramp: bool = False,
+        lambda_min: float = -math.inf,
+    ) -> None:
+        """Choose the way of the coming run.
+
+        Args:
+            steps: how many, unless ``timesteps`` are given.
+            device: where ``timesteps`` shall be.
+            timesteps: the user's own.
+            mu: logarithm of ``flow_shift``.
+            ramp: in place of the configuration's.
+            rounded: see `ways.solver_sigmas`.
+            end_of_ramp: with ``sigma_min``, end at the ramp's last sigma rather than the table's.
+            lambda_min: see `ways.solver_timesteps`.
+        """
+        if mu is not None:
+            self._shift(mu)
+        config: Any = self.config
+        ramp = ramp_of(config) if ramp is None else ramp
+        if timesteps is not None:
+            no_custom_timesteps(config, *_RAMP_SWITCHES)
+            points = np.array(checked_timesteps(timesteps, len(self)), dtype=np.int64)
+        else:
+            n = checked_steps(steps, len(self))
+            points = solver_timesteps(
+                config.timestep_spacing,
+                n,
+                self._acp,
+                offset=config.steps_offset,
+                lambda_min=lambda_min,
+            )
+        flow = bool(config.use_flow_sigmas) and ramp.kind is None
+        if flow:
+            points, sigmas = flow_sigmas(len(points), len(self), self._settings.flow_shift)
+        else:
+            points, sigmas = solver_sigmas(points, self._acp, ramp=ramp, rounded=rounded)
+        smallest = float(training_sigmas(self._acp)[0])
+        if end_of_ramp and (flow or ramp.kind is not None):
+            smallest = float(sigmas[-1])
+        end = final_sigma(config.get("final_sigmas_type", "zero"), smallest)
+        self._follow(points, np.append(sigmas, end), device)
+
+    def _shift(self, mu: float) -> None:
+        config = self._settings
+        if not config.use_dynamic_shifting or config.time_shift_type != "exponential":
+            raise InputError(
+                "`mu` needs `use_dynamic_shifting = True` and `time_shift_type = 'exponential'`."
+            )
+        self._settings = replace(config, flow_shift=math.exp(mu))
+
+    def _follow(
+        self, timesteps: np.ndarray, sigmas: Array, device: str | torch.device | None
+    ) -> None:
+        self._forget()
+        self.num_inference_steps = len(timesteps)
+        make = flow_schedule if self._settings.use_flow_sigmas else Schedule.from_sigmas
+        self._way = make(timesteps, sigmas)
+        self.timesteps = torch.from_numpy(timesteps).to(device)
+        self.sigmas = torch.from_numpy(sigmas).float()
+
+    def _way_from(self, start: int) -> Schedule:
+        self._require_timesteps()
+        assert self._way is not None
+        return self._way[start:]
+
+
+_RAMP_SWITCHES = (
+    "use_karras_sigmas",
+    "use_lu_lambdas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+)
