@@ -62,7 +62,10 @@ def test_captions_come_from_text_or_captions(tmp_path: Path) -> None:
     picture(tmp_path, "b.png")
     write(
         tmp_path,
-        [{"file_name": "a.png", "text": "one"}, {"file_name": "b.png", "captions": ["two", "three"]}],
+        [
+            {"file_name": "a.png", "text": "one"},
+            {"file_name": "b.png", "captions": ["two", "three"]},
+        ],
     )
     assert [e.captions for e in read_folder(tmp_path)] == [("one",), ("two", "three")]
 
