@@ -24,9 +24,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
             name = f"{colour}-{shape}.png"
             image.save(root / name)
             text = f"a {colour} {shape}"
-            lines.append(
-                {"file_name": name, "text": text, "captions": [text, f"{shape}, {colour}"]}
-            )
+            captions = [text, f"{shape}, {colour}"]
+            lines.append({"file_name": name, "text": text, "captions": captions})
     (root / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return root
 

@@ -73,7 +73,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_checkpoints(tmp_pat
             seen.append(step.index)
     assert seen == list(range(60))
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000050"]
-    assert [s.index for s in train(Line(), config(), tmp_path)][0] == 50
+    assert next(iter(train(Line(), config(), tmp_path))).index == 50
 
 
 def test_the_log_holds_each_step_once_after_a_kill(tmp_path: Path) -> None:
