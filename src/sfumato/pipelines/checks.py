@@ -1,0 +1,233 @@
+"""Arguments of a call, checked before anything is computed.
+
+Messages that diffusers has too are worded as there, since programs look for them.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfumato.errors import InputError
+
+MAX_SIDE = 16_384
+MAX_IMAGES_PER_PROMPT = 1_024
+
+
+def whole_number(name: str, value: Any, low: int, high: int) -> int:
+    """``value`` as an int; `InputError` for a bool, a fraction, text, or out of range."""
+    number = _as_int(value)
+    if number is None or not low <= number <= high:
+        raise InputError(
+            f"`{name}` has to be an integer from {low} to {high} but is {_shown(value)}."
+        )
+    return number
+
+
+def _as_int(value: Any) -> int | None:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def finite_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
+    """``value`` as a float; `InputError` for a bool, NaN, infinity, text, or out of range."""
+    try:
+        number = math.nan if isinstance(value, bool | str | bytes) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number) or not low <= number <= high:
+        bounds = "" if math.isinf(low) and math.isinf(high) else f" from {low:g} to {high:g}"
+        raise InputError(f"`{name}` has to be a finite number{bounds} but is {_shown(value)}.")
+    return number
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return f"{text[:80]} of type {type(value).__name__}"
+
+
+def image_size(height: Any, width: Any) -> tuple[int, int]:
+    """Height and width in pixels, or `InputError`."""
+    rows, columns = _as_int(height) or 0, _as_int(width) or 0
+    if any(side < 8 or side > MAX_SIDE or side % 8 for side in (rows, columns)):
+        raise InputError(
+            "`height` and `width` have to be divisible by 8 but are"
+            f" {str(height)[:80]} and {str(width)[:80]}.",
+            hint=f"Each is an integer from 8 to {MAX_SIDE}.",
+        )
+    return rows, columns
+
+
+def check_callbacks(
+    callback_steps: Any,
+    tensor_inputs: Sequence[str] | None,
+    allowed: Sequence[str],
+    callback: Callable[..., Any] | None = None,
+) -> None:
+    """The step callbacks' own arguments."""
+    if callback_steps is not None and (
+        not isinstance(callback_steps, int)
+        or isinstance(callback_steps, bool)
+        or callback_steps <= 0
+    ):
+        raise InputError(
+            f"`callback_steps` has to be a positive integer but is {callback_steps} of type"
+            f" {type(callback_steps)}."
+        )
+    unknown = [name for name in tensor_inputs or () if name not in allowed]
+    if unknown:
+        raise InputError(
+            f"`callback_on_step_end_tensor_inputs` has to be in {list(allowed)}, but found"
+            f" {unknown}"
+        )
+    if callback is not None and not callable(callback):
+        raise InputError(f"A callback has to be callable but is {_shown(callback)}.")
+
+
+def check_prompts(
+    prompt: Any, negative_prompt: Any, prompt_embeds: Any, negative_prompt_embeds: Any
+) -> None:
+    """One of text and embeddings each, and of one shape; encoding them checks what they hold."""
+    if prompt is not None and prompt_embeds is not None:
+        raise InputError(
+            f"Cannot forward both `prompt`: {str(prompt)[:80]} and `prompt_embeds`:"
+            f" {_summary(prompt_embeds)}. Please make sure to only forward one of the two."
+        )
+    if prompt is None and prompt_embeds is None:
+        raise InputError(
+            "Provide either `prompt` or `prompt_embeds`. Cannot leave both `prompt` and"
+            " `prompt_embeds` undefined."
+        )
+    if negative_prompt is not None and negative_prompt_embeds is not None:
+        raise InputError(
+            f"Cannot forward both `negative_prompt`: {str(negative_prompt)[:80]} and"
+            f" `negative_prompt_embeds`: {_summary(negative_prompt_embeds)}. Please make sure to"
+            " only forward one of the two."
+        )
+    if prompt is not None and not isinstance(prompt, str | list):
+        raise InputError(f"`prompt` has to be of type `str` or `list` but is {type(prompt)}")
+    shapes = [getattr(embeds, "shape", None) for embeds in (prompt_embeds, negative_prompt_embeds)]
+    if None not in shapes and shapes[0] != shapes[1]:
+        raise InputError(
+            "`prompt_embeds` and `negative_prompt_embeds` must have the same shape when passed"
+            f" directly, but got: `prompt_embeds` {shapes[0]} != `negative_prompt_embeds`"
+            f" {shapes[1]}."
+        )
+
+
+def check_embedding_width(name: str, value: Tensor | None, unet_config: Any) -> None:
+    """The last axis of embeddings against what the UNet attends to."""
+    wanted = getattr(unet_config, "cross_attention_dim", None)
+    projected = getattr(unet_config, "encoder_hid_dim_type", None) is not None
+    if projected or not isinstance(wanted, int) or not isinstance(value, Tensor):
+        return
+    if value.ndim == 3 and value.shape[-1] != wanted:
+        raise InputError(
+            f"`{name}` is {_summary(value)}, but the UNet attends to vectors of width {wanted}.",
+            hint="Make the embeddings with the text encoder that belongs to this UNet.",
+        )
+
+
+def check_image_prompts(image: Any, embeds: Any) -> None:
+    """Pictures as prompts, for IP-Adapters."""
+    if image is not None and embeds is not None:
+        raise InputError(
+            "Provide either `ip_adapter_image` or `ip_adapter_image_embeds`. Cannot leave both"
+            " `ip_adapter_image` and `ip_adapter_image_embeds` defined."
+        )
+    if embeds is None:
+        return
+    if not isinstance(embeds, list):
+        raise InputError(
+            f"`ip_adapter_image_embeds` has to be of type `list` but is {type(embeds)}"
+        )
+    for value in embeds:
+        if not isinstance(value, Tensor) or value.ndim not in (3, 4):
+            kind = f"{value.ndim}D" if isinstance(value, Tensor) else str(type(value))
+            raise InputError(
+                f"`ip_adapter_image_embeds` has to be a list of 3D or 4D tensors but is {kind}"
+            )
+
+
+def check_generator(generator: Any, batch_size: int) -> None:
+    """A torch generator, or one for each picture."""
+    listed = isinstance(generator, list | tuple)
+    for item in generator if listed else [generator]:
+        if not isinstance(item, torch.Generator) and not (item is None and not listed):
+            raise InputError(
+                f"`generator` has to be a torch.Generator or a list of them but is {_shown(item)}.",
+                hint="For a seed: torch.Generator().manual_seed(seed).",
+            )
+    if listed and len(generator) != batch_size:
+        raise InputError(
+            f"You have passed a list of generators of length {len(generator)}, but requested an"
+            f" effective batch size of {batch_size}. Make sure the batch size matches the length"
+            " of the generators."
+        )
+
+
+def check_latents(latents: Any, shape: tuple[int, int, int, int]) -> None:
+    """Latents to start from: finite, and of the batch and channels that ``shape`` begins with.
+
+    Their height and width may be others: they then decide the size of the pictures.
+    """
+    if latents is None:
+        return
+    fits = isinstance(latents, Tensor) and latents.is_floating_point() and latents.ndim == 4
+    if not fits or latents.shape[:2] != shape[:2]:
+        raise InputError(
+            f"`latents` has to be a floating-point tensor {shape} but is {_summary(latents)}."
+        )
+    if not torch.isfinite(latents).all():
+        raise InputError("`latents` has NaN or infinity in it.")
+
+
+def check_descending(name: str, values: Any, low: float, high: float) -> None:
+    """Custom timesteps or sigmas: finite numbers in range, each smaller than the one before."""
+    if values is None:
+        return
+    try:
+        numbers = [finite_number(name, value, low, high) for value in values]
+    except TypeError:
+        raise InputError(f"`{name}` has to be a list of numbers but is {_shown(values)}.") from None
+    if not numbers:
+        raise InputError(f"`{name}` is empty.")
+    for before, after in pairwise(numbers):
+        if after >= before:
+            raise InputError(
+                f"`{name}` has to be in descending order without repetition, but {before:g} is"
+                f" followed by {after:g}."
+            )
+
+
+def _summary(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
+    return _shown(value)
+
+
+def check_steps(number: Any, timesteps: Any, sigmas: Any, train_steps: int) -> None:
+    """How many steps, or which; ``train_steps`` is the largest number there can be."""
+    if timesteps is None and sigmas is None:
+        whole_number("num_inference_steps", number, 1, train_steps)
+    check_descending("timesteps", timesteps, 0, train_steps - 1)
+    check_descending("sigmas", sigmas, 0, math.inf)
+
+
+def optional_dict(name: str, value: Any) -> dict[str, Any] | None:
+    """``value`` when it is a dict or None, else `InputError`."""
+    if value is not None and not isinstance(value, dict):
+        raise InputError(f"`{name}` has to be a dict but is {_shown(value)}.")
+    return value

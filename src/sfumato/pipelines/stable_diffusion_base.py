@@ -1,0 +1,339 @@
+"""What all pipelines of the Stable Diffusion family share: components, and the stations of a call.
+
+Under diffusers' names, a station is one line that calls a function of its own elsewhere. Each
+pipeline is a file with a ``__call__`` on top of this.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import warnings
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sfumato.diffusion.denoise import denoise
+from sfumato.diffusion.foreign import SchedulerRun, accepted_options
+from sfumato.diffusion.guidance import ClassifierFree
+from sfumato.diffusion.noise import Generators
+from sfumato.errors import InputError
+from sfumato.pipelines import checks, ip_adapter, repairs, stages
+from sfumato.pipelines.base import DiffusionPipeline
+from sfumato.pipelines.call import OfCall
+from sfumato.pipelines.image_processor import VaeImageProcessor
+from sfumato.pipelines.output import StableDiffusionPipelineOutput
+from sfumato.pipelines.watch import LEGACY_KEYWORDS, Watcher
+from sfumato.text.conditioning import encode_prompt
+
+logger = logging.getLogger(__name__)
+
+
+class StableDiffusionBase(DiffusionPipeline):
+    """Base of the pipelines that draw with a text encoder, a UNet and an autoencoder.
+
+    Every component may be this package's, or an object of diffusers or transformers with the same
+    methods. Every component may be None; a call then says what it misses.
+
+    Args:
+        vae: autoencoder between pictures and latents.
+        text_encoder: CLIP text encoder.
+        tokenizer: CLIP tokenizer.
+        unet: predicts the noise in latents.
+        scheduler: which noise levels to pass through, and how.
+        safety_checker: ``(images=..., clip_input=...) -> (images, flags)``, or None.
+        feature_extractor: makes the safety checker's input.
+        image_encoder: CLIP vision model, for IP-Adapters.
+        requires_safety_checker: log a warning when there is no safety checker.
+
+    Raises:
+        InputError: when there is a safety checker but no feature extractor.
+    """
+
+    model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae"
+    _optional_components: ClassVar[list[str]] = [
+        "safety_checker",
+        "feature_extractor",
+        "image_encoder",
+    ]
+    _exclude_from_cpu_offload: ClassVar[list[str]] = ["safety_checker"]
+    _callback_tensor_inputs: ClassVar[list[str]] = [
+        "latents",
+        "prompt_embeds",
+        "negative_prompt_embeds",
+    ]
+    _lora_loadable_modules: ClassVar[list[str]] = ["unet", "text_encoder"]
+    unet_name = "unet"
+    text_encoder_name = "text_encoder"
+
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
+    unet: Any
+    scheduler: Any
+    safety_checker: Any
+    feature_extractor: Any
+    image_encoder: Any
+
+    # Settings of the running call, for callbacks; those with an underscore can be assigned.
+    guidance_scale, _guidance_scale = OfCall(), OfCall()
+    guidance_rescale, _guidance_rescale = OfCall(), OfCall()
+    clip_skip, _clip_skip = OfCall(), OfCall()
+    cross_attention_kwargs, _cross_attention_kwargs = OfCall(), OfCall()
+    num_timesteps, _num_timesteps = OfCall(), OfCall()
+    interrupt, _interrupt = OfCall(), OfCall()
+
+    def __init__(
+        self,
+        vae: Any,
+        text_encoder: Any,
+        tokenizer: Any,
+        unet: Any,
+        scheduler: Any,
+        safety_checker: Any,
+        feature_extractor: Any,
+        image_encoder: Any = None,
+        requires_safety_checker: bool = True,
+    ) -> None:
+        super().__init__()
+        repairs.repair_scheduler(scheduler)
+        repairs.repair_sample_size(unet)
+        if safety_checker is None and requires_safety_checker:
+            logger.warning(
+                "%s has no safety checker, so nothing filters what it draws. Licences of published"
+                " weights can forbid to show such results to the public. To say that this is meant,"
+                " pass `requires_safety_checker=False`.",
+                type(self).__name__,
+            )
+        if safety_checker is not None and feature_extractor is None:
+            raise InputError(
+                f"Make sure to define a feature extractor when loading {type(self).__name__} if"
+                " you want to use the safety checker.",
+                hint="If you do not want to use it, you can pass `safety_checker=None` instead.",
+            )
+        self.register_modules(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=scheduler,
+            safety_checker=safety_checker,
+            feature_extractor=feature_extractor,
+            image_encoder=image_encoder,
+        )
+        self.vae_scale_factor = 8 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+        self.register_to_config(requires_safety_checker=requires_safety_checker)
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the UNet is asked with the negative prompt as well.
+
+        Networks with ``time_cond_proj_dim`` were distilled to do without.
+        """
+        config = getattr(self.unet, "config", None)
+        distilled = getattr(config, "time_cond_proj_dim", None) is not None
+        return self.guidance_scale > 1 and not distilled
+
+    # Parts of a call
+
+    @classmethod
+    def _keywords(cls) -> set[str]:
+        """All keywords of a call, the deprecated ones included."""
+        named = set(inspect.signature(cls.__call__).parameters) - {"self", "kwargs"}
+        return named | set(LEGACY_KEYWORDS)
+
+    def _denoise(
+        self,
+        conditions: dict[str, Any],
+        x: Tensor,
+        context: Tensor,
+        run: SchedulerRun,
+        watch: Watcher,
+    ) -> Tensor:
+        """The loop, with what a callback changed taken into account after every step."""
+
+        def network(x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+            return self.unet(
+                x,
+                timestep,
+                encoder_hidden_states=context,
+                cross_attention_kwargs=self.cross_attention_kwargs,
+                return_dict=False,
+                **conditions,
+            )[0]
+
+        with watch:
+            for step in denoise(network, x, context, run, self._guidance()):
+                watch(step)
+                x, step.guidance = step.x, self._guidance()
+                if self.interrupt:
+                    break
+        return x
+
+    def _guidance(self) -> ClassifierFree | None:
+        if not self.do_classifier_free_guidance:
+            return None
+        return ClassifierFree(self.guidance_scale, self.guidance_rescale)
+
+    def _conditions(
+        self,
+        image: Any,
+        image_embeds: list[Tensor] | None,
+        batch_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> dict[str, Any]:
+        """What the UNet gets besides latents, timestep and text; the same in every step."""
+        conditions: dict[str, Any] = {}
+        if image is not None or image_embeds is not None:
+            embeds = self.prepare_ip_adapter_image_embeds(
+                image, image_embeds, device, batch_size, self.do_classifier_free_guidance
+            )
+            conditions["added_cond_kwargs"] = {"image_embeds": embeds}
+        width = getattr(self.unet.config, "time_cond_proj_dim", None)
+        if width is not None:
+            w = torch.tensor(self.guidance_scale - 1).repeat(batch_size)
+            waves = self.get_guidance_scale_embedding(w, embedding_dim=width)
+            conditions["timestep_cond"] = waves.to(device=device, dtype=dtype)
+        return conditions
+
+    def _to_output(
+        self, latents: Tensor, output_type: str | None, generator: Generators, dtype: torch.dtype
+    ) -> StableDiffusionPipelineOutput:
+        if output_type == "latent":
+            return StableDiffusionPipelineOutput(latents, None)
+        image = stages.decode(self.vae, latents, generator)
+        image, flags = self.run_safety_checker(image, self._execution_device, dtype)
+        images = self.image_processor.postprocess(
+            image,
+            output_type=str(output_type),
+            do_denormalize=[not flag for flag in flags or [False] * len(image)],
+        )
+        return StableDiffusionPipelineOutput(images, flags)
+
+    def _full_size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """The size asked for; what is left out is as the UNet was trained."""
+        if height is None or width is None:
+            size = self._part("unet", "drawing").config.sample_size
+            if size is None:
+                raise InputError("The UNet has no default size.", hint="Pass `height` and `width`.")
+            rows, columns = (size, size) if isinstance(size, int) else size
+            height = rows * self.vae_scale_factor if height is None else height
+            width = columns * self.vae_scale_factor if width is None else width
+        return checks.image_size(height, width)
+
+    # The stations of a call, under diffusers' names
+
+    def encode_prompt(
+        self,
+        prompt: str | list[str] | None,
+        device: torch.device | str,
+        num_images_per_prompt: int,
+        do_classifier_free_guidance: bool,
+        negative_prompt: str | list[str] | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        lora_scale: float | None = None,
+        clip_skip: int | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Embeddings of prompts and negative prompts; see `sfumato.text.conditioning`.
+
+        Args:
+            lora_scale: weakens or strengthens LoRA layers in the text encoder.
+        """
+        stand_in = self.unet if self.text_encoder is None else None
+        with stages.adapter_scale(self.text_encoder, lora_scale):
+            return encode_prompt(
+                prompt,
+                tokenizer=self.tokenizer,
+                text_encoder=self.text_encoder,
+                device=device,
+                num_images_per_prompt=num_images_per_prompt,
+                do_classifier_free_guidance=do_classifier_free_guidance,
+                negative_prompt=negative_prompt,
+                prompt_embeds=prompt_embeds,
+                negative_prompt_embeds=negative_prompt_embeds,
+                clip_skip=clip_skip,
+                dtype=None if stand_in is None else stand_in.dtype,
+            )
+
+    def _encode_prompt(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Deprecated: `encode_prompt` with both halves in one tensor, the negative first."""
+        _deprecated("_encode_prompt()", "encode_prompt()")
+        positive, negative = self.encode_prompt(*args, **kwargs)
+        return positive if negative is None else torch.cat([negative, positive])
+
+    def encode_image(
+        self,
+        image: Any,
+        device: torch.device | str,
+        num_images_per_prompt: int,
+        output_hidden_states: bool | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Embeddings of a picture and of none, for IP-Adapters."""
+        return ip_adapter.encode_image(
+            image,
+            self.image_encoder,
+            self.feature_extractor,
+            device,
+            num_images_per_prompt,
+            output_hidden_states,
+        )
+
+    def prepare_ip_adapter_image_embeds(
+        self,
+        ip_adapter_image: Any,
+        ip_adapter_image_embeds: list[Tensor] | None,
+        device: torch.device | str,
+        num_images_per_prompt: int,
+        do_classifier_free_guidance: bool,
+    ) -> list[Tensor]:
+        """One tensor per IP-Adapter; see `sfumato.pipelines.ip_adapter`."""
+        return ip_adapter.image_prompt(
+            self,
+            ip_adapter_image,
+            ip_adapter_image_embeds,
+            device,
+            num_images_per_prompt,
+            do_classifier_free_guidance,
+        )
+
+    def prepare_extra_step_kwargs(self, generator: Generators, eta: float) -> dict[str, Any]:
+        """Those of ``eta`` and ``generator`` that the scheduler's ``step`` takes."""
+        return accepted_options(self.scheduler.step, {"eta": eta, "generator": generator})
+
+    def get_guidance_scale_embedding(
+        self, w: Tensor, embedding_dim: int = 512, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Guidance scales (minus 1) as waves ``(n, embedding_dim)``, for distilled networks."""
+        return stages.guidance_scale_embedding(w, embedding_dim, dtype)
+
+    def run_safety_checker(
+        self, image: Tensor | np.ndarray[Any, Any], device: torch.device, dtype: torch.dtype
+    ) -> tuple[Any, list[bool] | None]:
+        """The images, blackened where the checker objects, and its objections; None without."""
+        if self.safety_checker is None:
+            return image, None
+        if isinstance(image, Tensor):
+            pictures = self.image_processor.postprocess(image, output_type="pil")
+        else:
+            pictures = self.numpy_to_pil(image)
+        return stages.check_safety(
+            self.safety_checker, self.feature_extractor, pictures, image, device, dtype
+        )
+
+    def decode_latents(self, latents: Tensor) -> np.ndarray[Any, Any]:
+        """Deprecated: latents to an array ``(batch, height, width, 3)`` in 0..1."""
+        _deprecated("decode_latents", "VaeImageProcessor.postprocess(...)")
+        return self.image_processor.postprocess(stages.decode(self.vae, latents), "np")
+
+
+def _deprecated(name: str, instead: str) -> None:
+    warnings.warn(
+        f"`{name}` is deprecated and will be removed in a future version. Use `{instead}` instead.",
+        FutureWarning,
+        stacklevel=3,
+    )

@@ -1,0 +1,248 @@
+"""A pipeline as a folder: one subfolder per component, and an index of their classes.
+
+The reading and writing of each component is its own; this file decides which, and how.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from sfumato.checkpoints.arguments import without_hub_keywords
+from sfumato.checkpoints.classes import LEFT_OUT, class_entry, find_class
+from sfumato.checkpoints.files import checked_path, shown
+from sfumato.checkpoints.folders import DIFFUSERS_VERSION, read_config
+from sfumato.checkpoints.jsonfile import write_json
+from sfumato.checkpoints.model_index import INDEX_NAME, ModelIndex, read_model_index
+from sfumato.checkpoints.weight_files import base_names, check_variant, has_variant
+from sfumato.errors import ConfigError, InputError, did_you_mean
+from sfumato.pipelines import placement, repairs
+
+logger = logging.getLogger(__name__)
+
+PipelineT = TypeVar("PipelineT")
+
+#: Pipelines that a folder may name, and the modules that have them.
+PIPELINES = {"StableDiffusionPipeline": "sfumato.pipelines.stable_diffusion"}
+
+
+def component_class(component: object) -> tuple[str | None, str | None]:
+    """(library, class) as the index lists a component; twice None for none."""
+    return class_entry(_uncompiled(component))
+
+
+def _uncompiled(component: Any) -> Any:
+    """The network inside what ``torch.compile`` returns."""
+    return getattr(component, "_orig_mod", component)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    """How to load networks; see `DiffusionPipeline.from_pretrained`."""
+
+    dtype: Any = None
+    variant: str | None = None
+    use_safetensors: bool | None = None
+
+    def dtype_of(self, name: str) -> Any:
+        if isinstance(self.dtype, Mapping):
+            return self.dtype.get(name, self.dtype.get("default"))
+        return self.dtype
+
+
+def load_pipeline(cls: type[PipelineT], path: str | PathLike[str], **kwargs: Any) -> PipelineT:
+    """Load a pipeline; `DiffusionPipeline.from_pretrained` describes the arguments."""
+    options = _Options(
+        dtype=placement.one_dtype(kwargs.pop("torch_dtype", None), kwargs.pop("dtype", None)),
+        variant=kwargs.pop("variant", None),
+        use_safetensors=kwargs.pop("use_safetensors", None),
+    )
+    device = _mapped_device(kwargs.pop("device_map", None))
+    index = read_model_index(path)
+    pipeline_class: Any = _pipeline_class(cls, index)
+    names, settings = pipeline_class._signature()
+    given = {name: kwargs.pop(name) for name in names | settings if name in kwargs}
+    _warn_of_unused(pipeline_class, without_hub_keywords(kwargs), names | settings)
+
+    listed = {
+        name: entry
+        for name, entry in index.components.items()
+        if name in names and name not in given and entry != (None, None)
+    }
+    entries = _without_left_out(listed, pipeline_class)
+    _check_variant(index.root, entries, options.variant)
+    loaded = {name: _load(index, name, entry, options) for name, entry in entries.items()}
+    arguments = {k: v for k, v in index.settings.items() if k in settings} | loaded | given
+    missing = names - set(pipeline_class._optional_components) - set(arguments)
+    if absent := missing - set(index.components):
+        raise InputError(
+            f"Pipeline {pipeline_class.__name__} expected {sorted(names)}, but only"
+            f" {sorted(set(arguments) & names)} were passed.",
+            hint=f"Pass {', '.join(sorted(absent))} as keyword arguments.",
+        )
+    pipeline = pipeline_class(**{**dict.fromkeys(names), **arguments})
+    pipeline.register_to_config(_name_or_path=str(path))
+    return pipeline if device is None else pipeline.to(device)
+
+
+def _mapped_device(device_map: Any) -> torch.device | None:
+    if device_map is None:
+        return None
+    if not isinstance(device_map, str):
+        raise InputError(
+            "`device_map` must be a string.", hint="A device such as 'cuda', or 'balanced'."
+        )
+    if device_map in ("balanced", "auto"):
+        return torch.accelerator.current_accelerator(check_available=True)
+    return torch.device(device_map)
+
+
+def _pipeline_class(cls: type[Any], index: ModelIndex) -> type[Any]:
+    """The class itself; or for the base of all, the one that the folder names."""
+    if cls.__name__ != "DiffusionPipeline" or cls.__module__ != "sfumato.pipelines.base":
+        return cls
+    name = index.class_name or ""
+    if name not in PIPELINES:
+        raise ConfigError(
+            f"{shown(index.root / INDEX_NAME)} names the unknown pipeline {name[:80]!r}."
+            f"{did_you_mean(name[:80], PIPELINES)}",
+            hint=f"Known are: {', '.join(PIPELINES)}.",
+        )
+    return getattr(import_module(PIPELINES[name]), name)
+
+
+def _warn_of_unused(cls: type[Any], unused: Mapping[str, Any], known: set[str]) -> None:
+    for name in unused:
+        logger.warning(
+            "Keyword arguments {'%s'} are not expected by %s and will be ignored.%s",
+            name,
+            cls.__name__,
+            did_you_mean(name, known | {"torch_dtype", "variant", "use_safetensors"}),
+        )
+
+
+def _without_left_out(
+    entries: Mapping[str, tuple[str | None, str | None]], cls: type[Any]
+) -> dict[str, tuple[str | None, str | None]]:
+    """The components that can be loaded; for the others a warning."""
+    kept = {}
+    for name, entry in entries.items():
+        if entry[1] in LEFT_OUT and name in cls._optional_components:
+            logger.warning(
+                "`%s` (%s) is left out, since this version does not run it. To use it, pass one of"
+                " your own: from_pretrained(..., %s=...).",
+                name,
+                entry[1],
+                name,
+            )
+        else:
+            kept[name] = entry
+    return kept
+
+
+def _check_variant(
+    root: Path, entries: Mapping[str, tuple[str | None, str | None]], variant: str | None
+) -> None:
+    """Raise when no network of the folder has files of the variant."""
+    check_variant(variant)
+    if variant is None:
+        return
+    classes = {name: find_class(str(entry[1]), name) for name, entry in entries.items()}
+    networks = {name: c for name, c in classes.items() if issubclass(c, nn.Module)}
+    if networks and not any(
+        has_variant(root / name, base_names(c), variant) for name, c in networks.items()
+    ):
+        raise InputError(
+            f"You are trying to load the model files of the `variant={variant}`, but no such"
+            " modeling files are available.",
+            hint="Leave out `variant` to load the plain files.",
+        )
+
+
+def _load(
+    index: ModelIndex, name: str, entry: tuple[str | None, str | None], options: _Options
+) -> Any:
+    cls = find_class(str(entry[1]), f"`{name}` in {shown(index.root / INDEX_NAME)}")
+    if issubclass(cls, nn.Module):
+        component = cls.from_pretrained(  # pyright: ignore[reportAttributeAccessIssue]
+            index.root,
+            subfolder=name,
+            torch_dtype=options.dtype_of(name),
+            variant=options.variant,
+            variant_fallback=True,
+            use_safetensors=options.use_safetensors,
+        )
+        config = read_config(index.root / name, "config.json", index.root)
+        if name == "unet":
+            repairs.repair_sample_size(component, str(config.get("_diffusers_version", "")))
+    else:
+        component = cls.from_pretrained(index.root, subfolder=name)
+    logger.info(
+        "Loaded %s as %s from `%s` subfolder of %s.", name, entry[1], name, shown(index.root)
+    )
+    return component
+
+
+def model_index(pipeline: Any) -> dict[str, Any]:
+    """The content of ``model_index.json``."""
+    names, settings = pipeline._signature()
+    listed = {
+        name: list(value) if name in names else value
+        for name, value in pipeline.config.items()
+        if name in names | settings
+    }
+    return {
+        "_class_name": type(pipeline).__name__,
+        "_diffusers_version": DIFFUSERS_VERSION,
+        **listed,
+    }
+
+
+def save_pipeline(
+    pipeline: Any,
+    path: str | PathLike[str],
+    *,
+    safe_serialization: bool = True,
+    variant: str | None = None,
+    max_shard_size: int | str | None = None,
+    push_to_hub: bool = False,
+) -> None:
+    """Save a pipeline; `DiffusionPipeline.save_pretrained` describes the arguments.
+
+    The index is written last, so that a folder with an index is complete.
+    """
+    if push_to_hub:
+        raise InputError(
+            "`push_to_hub` has to be False: sfumato uploads nothing.",
+            hint="Save to a folder and upload that with `huggingface-cli upload`.",
+        )
+    folder = checked_path(path)
+    options = {
+        "safe_serialization": safe_serialization,
+        "variant": variant,
+        "max_shard_size": max_shard_size,
+    }
+    index = model_index(pipeline)
+    for name, component in pipeline.components.items():
+        save = getattr(_uncompiled(component), "save_pretrained", None)
+        if save is None:
+            if component is not None:
+                logger.warning("`%s` has no method `save_pretrained` and is not saved.", name)
+            index[name] = [None, None]
+            continue
+        accepted = inspect.signature(save).parameters
+        save(
+            folder / name,
+            **{k: v for k, v in options.items() if k in accepted and v is not None},
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / INDEX_NAME, index)
