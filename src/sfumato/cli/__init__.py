@@ -69,9 +69,16 @@ def _run(words: list[str]) -> int:
         name, program = words[0], f"sfumato {words[0]}"
         words = words[1:]
     app = import_module(COMMANDS[name][0]).app
+    from typer import Exit
     from typer.main import get_command
 
-    code = get_command(app).main(args=words, prog_name=program, standalone_mode=False)
+    command = get_command(app)
+    code = 0
+    try:
+        with command.make_context(program, words) as context:
+            command.invoke(context)
+    except Exit as done:
+        code = done.exit_code
     if sys.stdout is not None:
-        sys.stdout.flush()
-    return code if isinstance(code, int) else 0
+        sys.stdout.flush()  # a reader that has left is noticed here, not at the exit
+    return code

@@ -101,8 +101,6 @@ def report(error: Exception) -> int:
     """Say what went wrong in one line; returns the exit code."""
     import typer
 
-    if isinstance(error, typer.Abort):
-        return 130
     if isinstance(error, typer.TyperException):
         text = _usage_text(error)
         if text:

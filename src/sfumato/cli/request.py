@@ -82,7 +82,7 @@ def build_request(
         SfumatoError: see the message.
     """
     given = {key: value for key, value in given.items() if value is not None}
-    _check(Recipe(**{**given, "seed": max(0, given.get("seed", 0))}), count)
+    _check(given, count)
     drawn = _recipe_to_replay(replay) if replay is not None else None
     if drawn is not None and not prompts:
         prompts = (drawn.prompt,)
@@ -147,19 +147,21 @@ def _model_defaults(folder: Path) -> dict[str, Any]:
     return values
 
 
-def _check(recipe: Recipe, count: int) -> None:
+def _check(values: Mapping[str, Any], count: int) -> None:
+    """Raise `InputError` for what no model takes; ``values`` are a recipe's fields."""
     for name in ("width", "height"):
-        side = getattr(recipe, name)
+        side = values.get(name)
         if side is not None and (side % 8 or not 8 <= side <= MAX_SIDE):
             near = min(MAX_SIDE, max(8, round(side / 8) * 8))
             raise InputError(
                 f"The {name} has to be a multiple of 8 from 8 to {MAX_SIDE}, not {side}.",
                 hint=f"The nearest is {near}.",
             )
-    if (recipe.seed or 0) + count - 1 > MAX_SEED:
+    if (values.get("seed") or 0) + count - 1 > MAX_SEED:
         raise InputError(f"The last seed would be above {MAX_SEED}.")
-    if recipe.sampler is not None and not recipe.sampler.endswith("Scheduler"):
-        choose_sampler(recipe.sampler, recipe.schedule)  # a class may be known to the model alone
+    sampler = values.get("sampler")
+    if sampler is not None and not sampler.endswith("Scheduler"):  # the model may know that class
+        choose_sampler(sampler, values.get("schedule"))
 
 
 def choose_sampler(name: str, schedule: str | None) -> tuple[Sampler, Schedule | None]:

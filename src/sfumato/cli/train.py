@@ -10,6 +10,8 @@ import typer
 app = typer.Typer(
     help="Train a model of your own on a folder of pictures with captions (metadata.jsonl).",
     no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
 )
 
 Data = Annotated[Path, typer.Argument(help="Folder with metadata.jsonl and the pictures it lists.")]
@@ -63,8 +65,7 @@ def autoencoder(
     threads: Threads = None,
 ) -> None:
     """Train the first stage: pictures to latents and back."""
-    from sfumato.training import recipes
-    from sfumato.training.autoencoder import AutoencoderTraining
+    from sfumato.training.autoencoder import AutoencoderTraining, train_autoencoder
 
     config = AutoencoderTraining(
         **_common(locals()),
@@ -74,7 +75,7 @@ def autoencoder(
         kl_weight=kl_weight,
         freeze_encoder=freeze_encoder,
     )
-    folder = recipes.train_autoencoder(
+    folder = train_autoencoder(
         data, output, config, architecture=architecture, init=init, sample_every=sample_every
     )
     typer.echo(folder)
@@ -107,8 +108,7 @@ def text_to_image(
     threads: Threads = None,
 ) -> None:
     """Train the second stage: a text encoder and a UNet on the first stage's latents."""
-    from sfumato.training import recipes
-    from sfumato.training.text_to_image import TextToImageTraining
+    from sfumato.training.text_to_image import TextToImageTraining, train_text_to_image
 
     config = TextToImageTraining(
         **_common(locals()),
@@ -116,7 +116,7 @@ def text_to_image(
         snr_gamma=snr_gamma or None,
         caption_dropout=caption_dropout,
     )
-    folder = recipes.train_text_to_image(
+    folder = train_text_to_image(
         data,
         output,
         config,

@@ -1,0 +1,112 @@
+"""The names of samplers: every program's spelling leads to one scheduler class."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+
+import sfumato
+from sfumato.errors import InputError
+from sfumato.pipelines.sampler_names import (
+    SAMPLERS,
+    SCHEDULES,
+    Sampler,
+    find_sampler,
+    find_schedule,
+    names_of,
+    options_for,
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("Euler", "EulerDiscreteScheduler"),  # A1111
+        ("euler", "EulerDiscreteScheduler"),  # ComfyUI, sd.cpp
+        ("k_euler", "EulerDiscreteScheduler"),
+        ("Euler a", "EulerAncestralDiscreteScheduler"),
+        ("euler_a", "EulerAncestralDiscreteScheduler"),
+        ("euler_ancestral", "EulerAncestralDiscreteScheduler"),
+        ("DPM++ 2M", "DPMSolverMultistepScheduler"),
+        ("dpm++2m", "DPMSolverMultistepScheduler"),
+        ("dpmpp_2m", "DPMSolverMultistepScheduler"),
+        ("uni_pc", "UniPCMultistepScheduler"),
+        ("UniPC", "UniPCMultistepScheduler"),
+        ("PLMS", "PNDMScheduler"),
+        ("pndm", "PNDMScheduler"),
+        ("DDIM", "DDIMScheduler"),
+        ("ddpm", "DDPMScheduler"),
+        ("LCM", "LCMScheduler"),
+        ("LCMScheduler", "LCMScheduler"),
+    ],
+)
+def test_every_spelling_finds_its_class(name: str, expected: str) -> None:
+    sampler, schedule = find_sampler(name)
+    assert (sampler.class_name, schedule) == (expected, None)
+
+
+@pytest.mark.parametrize("name", ["DPM++ 2M Karras", "k_dpmpp_2m_karras", "dpm++ 2m KARRAS"])
+def test_an_old_name_carries_its_schedule(name: str) -> None:
+    sampler, schedule = find_sampler(name)
+    assert schedule is not None
+    assert (sampler.name, schedule.name) == ("DPM++ 2M", "Karras")
+
+
+@pytest.mark.parametrize("name", ["", "karras", "__class__", "Euler b\n", "\0", "e" * 10**6])
+def test_an_unknown_name_is_an_error_of_bounded_length(name: str) -> None:
+    with pytest.raises(InputError, match="There is no sampler") as caught:
+        find_sampler(name)
+    assert len(str(caught.value)) < 400
+
+
+def test_a_misspelling_gets_a_hint() -> None:
+    with pytest.raises(InputError, match="Did you mean 'Euler a'"):
+        find_sampler("Eulr a")
+    with pytest.raises(InputError, match="Did you mean 'Karras'"):
+        find_schedule("Karas", find_sampler("Euler")[0])
+
+
+def test_a_schedule_that_the_sampler_cannot_follow_is_an_error() -> None:
+    with pytest.raises(InputError, match=r"Euler a has no schedule Karras.*Uniform"):
+        find_schedule("karras", find_sampler("euler_a")[0])
+
+
+def test_one_schedule_switches_off_the_others() -> None:
+    sampler = find_sampler("Euler")[0]
+    options = options_for(sampler, find_schedule("exponential", sampler))
+    assert [k for k, v in options.items() if v] == ["use_exponential_sigmas"]
+    assert options_for(sampler, find_schedule("automatic", sampler)) == {}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda sampler: sampler.name)
+def test_every_option_of_the_tables_is_one_of_the_class(sampler: Sampler) -> None:
+    scheduler_class = getattr(sfumato, sampler.class_name)
+    for schedule in (None, *(s for s in SCHEDULES if s.name in sampler.schedules)):
+        options = options_for(sampler, schedule)
+        config = scheduler_class.from_config({}, **options).config
+        assert {key: config[key] for key in options} == options
+        name, shown = names_of(sampler.class_name, config)
+        assert name == sampler.name
+        assert shown in (None, schedule and schedule.name)
+
+
+def test_a_scheduler_outside_the_table_goes_by_its_class() -> None:
+    assert names_of("OtherScheduler", {}) == ("OtherScheduler", None)
+    sde = {"algorithm_type": "sde-dpmsolver++", "solver_order": 2}
+    assert names_of("DPMSolverMultistepScheduler", sde)[0] == "DPMSolverMultistepScheduler"
+
+
+def test_no_two_samplers_share_a_name() -> None:
+    for rows in (SAMPLERS, SCHEDULES):
+        names = [n.casefold() for row in rows for n in (row.name, *row.aliases)]
+        assert len(names) == len(set(names))
+    assert {name for s in SAMPLERS for name in s.schedules} == {s.name for s in SCHEDULES}
+    assert all(getattr(sampler, f.name) for sampler in SAMPLERS for f in fields(sampler)[:2])
+
+
+def test_the_tables_need_no_torch() -> None:
+    code = "import sys, sfumato.pipelines.sampler_names; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
