@@ -44,10 +44,10 @@ def draw_options(parsed: argparse.Namespace) -> DrawOptions:
 
 def load_pipeline(model: Path | None) -> Any:
     """The pipeline in a model folder, quiet; the model inside the package by default."""
-    import sfumato
+    from sfumato import StableDiffusionPipeline
+    from sfumato.assets import embedded_model_path
 
-    embedded = Path(sfumato.__file__).parent / "assets" / "model"
-    pipe = sfumato.StableDiffusionPipeline.from_pretrained(model or embedded)
+    pipe = StableDiffusionPipeline.from_pretrained(model or embedded_model_path())
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
