@@ -2,10 +2,14 @@
 
 ``conditioning.py`` calls it before the text encoder. The work is done by the `tokenizers` library;
 interface and ids are those of transformers' ``CLIPTokenizerFast``. Its slow twin ``CLIPTokenizer``
-cleans text differently before splitting it, so the two differ, there and from here, for control
-characters (the slow one deletes them), Chinese characters (it makes each a word of its own), the
-Greek final sigma, and tokens that were added with capital letters (here they are found in any
-case). For other text all three agree.
+cleans text in another way before splitting it, so these two differ, there and from here, for
+
+- control, unassigned and replacement characters, which the slow one deletes,
+- Chinese characters, of which it makes each a word of its own,
+- the Greek final sigma, and the long s after an apostrophe,
+- tokens that were added with capital letters, which are found in any case here.
+
+For other text all three agree. Lone surrogates, over which the fast one stumbles, are left out.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from tokenizers import AddedToken
 from sfumato.checkpoints.atomic import atomic_directory
 from sfumato.checkpoints.files import checked_path, is_regular, shown
 from sfumato.errors import CheckpointError, InputError, TokenizerError, did_you_mean
+from sfumato.text.bpe import without_surrogates
 from sfumato.text.vocabulary import (
     Vocabulary,
     merges_as_text,
@@ -174,8 +175,8 @@ def _content(value: Any) -> str | None:
 def _token(value: Any, special: bool | None = None) -> AddedToken:
     """An added token from the object that describes it in a file."""
     content = _content(value) if isinstance(value, dict) else None
-    if not content:
-        raise TokenizerError(f"An added token is {str(value)[:80]!r}, without `content`.")
+    if not content or without_surrogates(content) != content:
+        raise TokenizerError(f"An added token is {str(value)[:80]!r}, without valid `content`.")
     flags = {name: bool(value[name]) for name in _FLAGS if name in value}
     return AddedToken(content, **({**flags, "special": special} if special else flags))
 

@@ -127,7 +127,7 @@ def read_tokenizer_json(file: Path) -> tuple[Vocabulary, list[dict[str, Any]]]:
         TokenizerError: when the file is not that of a byte-pair tokenizer.
     """
     content = read_json_object(file)
-    model, added = content.get("model"), content.get("added_tokens") or []
+    model, added = content.get("model"), content.get("added_tokens", [])
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
         raise TokenizerError(f"{file.name} has no `model` with a `vocab`.", hint=_BAD_FILE_HINT)
     merges, pairs = model.get("merges"), []
@@ -171,7 +171,7 @@ def _merges_of_text(text: str, name: str) -> Iterator[tuple[str, str]]:
         if len(pair) != 2:
             raise TokenizerError(
                 f"Line {number} of {name} has to be two tokens with a space between them but is "
-                f"{line[:80]!r}.",
+                f"{line[:40]!r}.",
                 hint=_BAD_FILE_HINT,
             )
         if pair not in seen:
