@@ -29,7 +29,7 @@ from sfumato.checkpoints.fitting import assign, build_without_memory, check_fit
 from sfumato.checkpoints.header import read_header
 from sfumato.checkpoints.jsonfile import read_json, write_json
 from sfumato.checkpoints.pickles import read_pickle
-from sfumato.checkpoints.tensors import cast, read_safetensors, save_safetensors
+from sfumato.checkpoints.tensors import cast, read_safetensors, ready_to_write, save_safetensors
 from sfumato.checkpoints.weight_files import (
     WeightFiles,
     base_names,
@@ -167,7 +167,7 @@ def save_model(
             if safe_serialization:
                 save_safetensors(tensors, temporary / name)
             else:
-                torch.save(tensors, temporary / name)
+                torch.save(ready_to_write(tensors), temporary / name)
         if len(shards) > 1:
             write_json(temporary / index, _index_of(written))
         write_json(temporary / "config.json", _config_to_write(model))

@@ -109,7 +109,7 @@ def save_safetensors(
         if not isinstance(key, str) or not isinstance(value, str):
             raise InputError(f"Metadata has to be text, but {key!r} is {type(value).__name__}.")
     with atomic_path(path) as temporary:
-        save_file(_ready_to_write(tensors), temporary, metadata=texts)
+        save_file(ready_to_write(tensors), temporary, metadata=texts)
 
 
 def cast(tensor: torch.Tensor, dtype: torch.dtype | None, device: torch.device) -> torch.Tensor:
@@ -194,8 +194,8 @@ def _torch_dtype(path: Path, name: str, entry: TensorEntry) -> torch.dtype:
     return dtype
 
 
-def _ready_to_write(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Contiguous CPU tensors of which no two share memory, as the format needs."""
+def ready_to_write(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Contiguous CPU tensors, each with memory of its own, as the file formats need."""
     ready: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():

@@ -5,7 +5,6 @@ The reading and writing of each component is its own; this file decides which, a
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,9 +18,9 @@ from torch import nn
 
 from sfumato.checkpoints.arguments import without_hub_keywords
 from sfumato.checkpoints.classes import LEFT_OUT, class_entry, find_class
-from sfumato.checkpoints.files import checked_path, shown
+from sfumato.checkpoints.components import load_component, save_components
+from sfumato.checkpoints.files import shown
 from sfumato.checkpoints.folders import DIFFUSERS_VERSION, read_config
-from sfumato.checkpoints.jsonfile import write_json
 from sfumato.checkpoints.model_index import INDEX_NAME, ModelIndex, read_model_index
 from sfumato.checkpoints.weight_files import base_names, check_variant, has_variant
 from sfumato.errors import ConfigError, InputError, did_you_mean
@@ -80,7 +79,7 @@ def load_pipeline(cls: type[PipelineT], path: str | PathLike[str], **kwargs: Any
     }
     entries = _without_left_out(listed, pipeline_class)
     _check_variant(index.root, entries, options.variant)
-    loaded = {name: _load(index, name, entry, options) for name, entry in entries.items()}
+    loaded = {name: _load(index, name, options) for name in entries}
     arguments = {k: v for k, v in index.settings.items() if k in settings} | loaded | given
     missing = names - set(pipeline_class._optional_components) - set(arguments)
     if absent := missing - set(index.components):
@@ -168,27 +167,18 @@ def _check_variant(
         )
 
 
-def _load(
-    index: ModelIndex, name: str, entry: tuple[str | None, str | None], options: _Options
-) -> Any:
-    cls = find_class(str(entry[1]), f"`{name}` in {shown(index.root / INDEX_NAME)}")
-    if issubclass(cls, nn.Module):
-        component = cls.from_pretrained(  # pyright: ignore[reportAttributeAccessIssue]
-            index.root,
-            subfolder=name,
-            torch_dtype=options.dtype_of(name),
-            variant=options.variant,
-            variant_fallback=True,
-            use_safetensors=options.use_safetensors,
-        )
-        config = read_config(index.root / name, "config.json", index.root)
-        if name == "unet":
-            repairs.repair_sample_size(component, str(config.get("_diffusers_version", "")))
-    else:
-        component = cls.from_pretrained(index.root, subfolder=name)
-    logger.info(
-        "Loaded %s as %s from `%s` subfolder of %s.", name, entry[1], name, shown(index.root)
+def _load(index: ModelIndex, name: str, options: _Options) -> Any:
+    component = load_component(
+        index,
+        name,
+        torch_dtype=options.dtype_of(name),
+        variant=options.variant,
+        variant_fallback=True,
+        use_safetensors=options.use_safetensors,
     )
+    if name == "unet":
+        config = read_config(index.root / name, "config.json", index.root)
+        repairs.repair_sample_size(component, str(config.get("_diffusers_version", "")))
     return component
 
 
@@ -216,33 +206,17 @@ def save_pipeline(
     max_shard_size: int | str | None = None,
     push_to_hub: bool = False,
 ) -> None:
-    """Save a pipeline; `DiffusionPipeline.save_pretrained` describes the arguments.
-
-    The index is written last, so that a folder with an index is complete.
-    """
+    """Save a pipeline; `DiffusionPipeline.save_pretrained` describes the arguments."""
     if push_to_hub:
         raise InputError(
             "`push_to_hub` has to be False: sfumato uploads nothing.",
             hint="Save to a folder and upload that with `huggingface-cli upload`.",
         )
-    folder = checked_path(path)
-    options = {
-        "safe_serialization": safe_serialization,
-        "variant": variant,
-        "max_shard_size": max_shard_size,
-    }
-    index = model_index(pipeline)
-    for name, component in pipeline.components.items():
-        save = getattr(_uncompiled(component), "save_pretrained", None)
-        if save is None:
-            if component is not None:
-                logger.warning("`%s` has no method `save_pretrained` and is not saved.", name)
-            index[name] = [None, None]
-            continue
-        accepted = inspect.signature(save).parameters
-        save(
-            folder / name,
-            **{k: v for k, v in options.items() if k in accepted and v is not None},
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / INDEX_NAME, index)
+    save_components(
+        path,
+        {name: _uncompiled(component) for name, component in pipeline.components.items()},
+        index=model_index(pipeline),
+        safe_serialization=safe_serialization,
+        variant=variant,
+        max_shard_size=max_shard_size,
+    )
