@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.models.unet_stages import DOWN_BLOCKS, UP_BLOCKS
+from sfumato.models.unet_stages import DOWN_BLOCKS, MID_BLOCKS, UP_BLOCKS
 from tests.parity.networks import sometimes
 
 Config = dict[str, Any]
@@ -19,6 +19,7 @@ def random_config(rng: random.Random) -> Config:
     """Options drawn together as the oracle accepts them."""
     blocks = rng.choice([1, 2, 2, 2, 3, 3, 4])
     layers = rng.choice([1, 1, 2, tuple(rng.choice([1, 2]) for _ in range(blocks))])
+    heads_per_block = tuple(rng.choice([2, 4, 8]) for _ in range(blocks))
     config: Config = {
         "in_channels": rng.choice([4, 4, 5, 7, 8, 9]),
         "out_channels": rng.choice([3, 4, 8]),
@@ -26,7 +27,7 @@ def random_config(rng: random.Random) -> Config:
         "norm_num_groups": rng.choice([4, 8]),
         "layers_per_block": layers,
         "cross_attention_dim": rng.choice([CONTEXT, (CONTEXT,) * blocks]),
-        "attention_head_dim": rng.choice([2, 8, tuple(rng.choice([2, 4, 8]) for _ in range(blocks))]),
+        "attention_head_dim": rng.choice([2, 8, heads_per_block]),
         "act_fn": rng.choice(["silu", "silu", "swish", "gelu", "mish", "relu"]),
         "norm_eps": rng.choice([1e-5, 1e-6]),
         "use_linear_projection": rng.random() < 0.5,
@@ -55,11 +56,7 @@ def _blocks(rng: random.Random, blocks: int) -> Config:
     return {
         "down_block_types": tuple(rng.choice(down) for _ in range(blocks)),
         "up_block_types": tuple(rng.choice(up) for _ in range(blocks)),
-        "mid_block_type": rng.choice(
-            ["UNetMidBlock2DCrossAttn", "UNetMidBlock2DCrossAttn"]
-            if stable_diffusion
-            else ["UNetMidBlock2D", "UNetMidBlock2DSimpleCrossAttn", "UNetMidBlock2DCrossAttn", None]
-        ),
+        "mid_block_type": rng.choice(MID_BLOCKS[1:2] if stable_diffusion else MID_BLOCKS),
         "resnet_skip_time_act": rng.random() < 0.5,
         "resnet_out_scale_factor": rng.choice([1.0, 1.4]),
         "cross_attention_norm": rng.choice([None, None, "group_norm"]),

@@ -23,6 +23,8 @@ from sfumato.models.processors import (
 
 logger = logging.getLogger(__name__)
 
+#: Groups in which the channels of a context are normalised.
+CONTEXT_GROUPS = 32
 #: Keywords that IP-adapters pass to all processors, of which only theirs take notice.
 _QUIET_KEYWORDS = frozenset({"ip_adapter_masks", "ip_hidden_states"})
 
@@ -36,8 +38,8 @@ class Attention(nn.Module):
         heads, dim_head: number of heads and channels of each.
         dropout: probability after the output projection.
         bias: biases in the query, key and value projections.
-        cross_attention_norm: "layer_norm" or "group_norm" over the context, or None.
-        cross_attention_norm_num_groups: groups of that group norm.
+        cross_attention_norm: "layer_norm" or "group_norm" (in `CONTEXT_GROUPS`) over the context,
+            or None.
         added_kv_proj_dim: channels of a context whose own keys and values are prepended to those
             of the image (as in unCLIP and DeepFloyd); None for the ordinary kind.
         only_cross_attention: with ``added_kv_proj_dim``, attend to the context alone.
@@ -56,7 +58,6 @@ class Attention(nn.Module):
         dropout: float = 0.0,
         bias: bool = False,
         cross_attention_norm: str | None = None,
-        cross_attention_norm_num_groups: int = 32,
         added_kv_proj_dim: int | None = None,
         only_cross_attention: bool = False,
         norm_num_groups: int | None = None,
@@ -86,7 +87,7 @@ class Attention(nn.Module):
             self.norm_cross = nn.LayerNorm(context_dim)
         elif cross_attention_norm == "group_norm":
             width = context_dim if added_kv_proj_dim is None else added_kv_proj_dim
-            self.norm_cross = nn.GroupNorm(cross_attention_norm_num_groups, width, eps=1e-5)
+            self.norm_cross = nn.GroupNorm(CONTEXT_GROUPS, width, eps=1e-5)
         self.to_q = nn.Linear(query_dim, inner_dim, bias=bias)
         self.to_k = self.to_v = None
         if not only_cross_attention:

@@ -73,10 +73,13 @@ class AutoencoderKLConfig(Config):
         if self.shift_factor is not None:
             checks.check_number(self, "shift_factor", -1e6, 1e6)
         for name in ("latents_mean", "latents_std"):
-            if self[name] is not None and len(self[name]) != self.latent_channels:
+            values = self[name]
+            if values is not None and (
+                not isinstance(values, tuple) or len(values) != self.latent_channels
+            ):
                 raise ConfigError(
-                    f"`{checks.label(self, name)}` has to have one number per latent channel "
-                    f"({self.latent_channels})."
+                    f"`{checks.label(self, name)}` has to be a list with one number per latent "
+                    f"channel ({self.latent_channels})."
                 )
         checks.check_flags(
             self,

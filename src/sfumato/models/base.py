@@ -48,8 +48,9 @@ class ModelMixin(nn.Module, Generic[ConfigT]):
                 raise ConfigError(
                     f"{cls.__name__} has no option `{name}`.{did_you_mean(name, known)}"
                 )
-        base = cls.config_class.from_dict(config or {})
-        return base.replace(**fields) if fields else base
+        if isinstance(config, cls.config_class):
+            return config.replace(**fields) if fields else config
+        return cls.config_class.from_dict({**(config or {}), **fields})
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], /, **overrides: Any) -> Self:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from sfumato.config import Config, check_choice, check_int
 from sfumato.errors import ConfigError
 from sfumato.models import checks, unet_stages
+from sfumato.models.attention import CONTEXT_GROUPS
 from sfumato.models.checks import MAX_CHANNELS, MAX_LAYERS, label
 from sfumato.models.layers import ACTIVATIONS
 
@@ -220,10 +221,20 @@ class UNet2DConditionConfig(Config):
                     f"`addition_embed_type_num_heads` ({heads}) has to divide the width of the "
                     f"text embeddings ({width})."
                 )
+        self._check_context_norm()
         if self.time_embedding_type == "fourier" and (self.time_embedding_dim or 0) % 2:
             raise ConfigError(
                 f"`time_embedding_dim` has to be even with fourier embeddings but is "
                 f"{self.time_embedding_dim}."
+            )
+
+    def _check_context_norm(self) -> None:
+        """The norm of the text in blocks that take no transformer to it."""
+        widths = unet_stages.each(self.cross_attention_dim, 1)
+        if self.cross_attention_norm == "group_norm" and any(w % CONTEXT_GROUPS for w in widths):
+            raise ConfigError(
+                f"`cross_attention_norm` 'group_norm' needs a `cross_attention_dim` divisible by "
+                f"{CONTEXT_GROUPS} but it is {self.cross_attention_dim}."
             )
 
     def _require(self, condition: bool, name: str) -> None:
