@@ -51,6 +51,10 @@ def autoencoder(
     image_size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = 128,
     crop_size: Annotated[int, typer.Option(help="Side of the squares trained on.")] = 64,
     edge_weight: Annotated[float, typer.Option(help="Weight of the edge loss.")] = 1.0,
+    colour_weight: Annotated[float, typer.Option(help="Weight of the colour loss.")] = 1.0,
+    anchor_weight: Annotated[
+        float, typer.Option(help="Weight of the term that ties two latent channels to colours.")
+    ] = 0.1,
     kl_weight: Annotated[float, typer.Option(help="Weight of the KL loss.")] = 1e-3,
     steps: Steps = 10_000,
     batch_size: BatchSize = 16,
@@ -72,6 +76,8 @@ def autoencoder(
         image_size=image_size,
         crop_size=crop_size,
         edge_weight=edge_weight,
+        colour_weight=colour_weight,
+        anchor_weight=anchor_weight,
         kl_weight=kl_weight,
         freeze_encoder=freeze_encoder,
     )

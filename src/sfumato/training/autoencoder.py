@@ -1,8 +1,11 @@
 """Recipe: the first stage, a KL autoencoder (Rombach et al. 2022, section 3.1 and appendix G).
 
 The loss is the mean absolute error of the picture, the same for its edges at three scales (drawings
-are edges: without this term they blur), and a small Kullback-Leibler term that keeps latents near
-unit scale and leaves them a little noisy, which makes the decoder forgiving.
+are edges: without this term they blur) and for its opponent colours at a coarse scale, and a small
+Kullback-Leibler term that bounds the latents and leaves them a little noisy, which makes the
+decoder forgiving. Left to itself a small model spends all its latent channels on shapes first and
+draws frogs grey for a long time; so the last two channels are drawn towards the opponent colours
+of their squares.
 """
 
 from __future__ import annotations
@@ -27,6 +30,10 @@ from sfumato.training.loop import DTYPES, TrainConfig
 from sfumato.training.run import prepare, read_architecture, run_to_end
 
 
+#: Standard deviation of unanchored latents over that of opponent colours, roughly.
+ANCHOR_SCALE = 4.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderTraining(TrainConfig):
     """How to train a first stage.
@@ -35,6 +42,8 @@ class AutoencoderTraining(TrainConfig):
         image_size: side of a whole picture, in pixels.
         crop_size: side of the squares that are trained on; smaller is faster.
         edge_weight: weight of the edge terms beside the pixel term.
+        colour_weight: weight of the colour term.
+        anchor_weight: weight of the term that ties the last two latent channels to colours.
         kl_weight: weight of the KL term, which is averaged over latent values.
         freeze_encoder: train the decoder alone, for latents that are already in use.
     """
@@ -42,6 +51,8 @@ class AutoencoderTraining(TrainConfig):
     image_size: int = 128
     crop_size: int = 64
     edge_weight: float = 1.0
+    colour_weight: float = 1.0
+    anchor_weight: float = 0.1
     kl_weight: float = 1e-3
     freeze_encoder: bool = False
 
@@ -49,8 +60,9 @@ class AutoencoderTraining(TrainConfig):
         super().validate()
         check_int("image_size", self.image_size, 8, 4096)
         check_int("crop_size", self.crop_size, 8, self.image_size)
-        if self.edge_weight < 0 or self.kl_weight < 0:
-            raise ConfigError("`edge_weight` and `kl_weight` cannot be negative.")
+        for name in ("edge_weight", "colour_weight", "anchor_weight", "kl_weight"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"`{name}` cannot be negative but is {getattr(self, name)}.")
 
 
 class AutoencoderRecipe:
@@ -77,12 +89,14 @@ class AutoencoderRecipe:
         restored = self.model.decode(posterior.sample(generator=generator)).sample.float()
         picture = picture.float()
         pixel = F.l1_loss(restored, picture)
-        edge = edge_loss(restored, picture)
+        edge, colour = edge_loss(restored, picture), colour_loss(restored, picture)
         kl = posterior.kl().float().mean() / posterior.mean[0].numel()
-        loss = pixel + self.config.edge_weight * edge
+        loss = pixel + self.config.edge_weight * edge + self.config.colour_weight * colour
+        anchor = anchor_loss(posterior.mean.float(), picture)
         if not self.config.freeze_encoder:
-            loss = loss + self.config.kl_weight * kl
-        return {"loss": loss, "pixel": pixel, "edge": edge, "kl": kl}
+            loss = loss + self.config.kl_weight * kl + self.config.anchor_weight * anchor
+        terms = {"pixel": pixel, "edge": edge, "colour": colour, "anchor": anchor, "kl": kl}
+        return {"loss": loss, **terms}
 
     def _crops(self, index: int, generator: torch.Generator) -> Tensor:
         """This step's batch: float32 ``(batch, 3, crop, crop)``, half of it mirrored."""
@@ -126,6 +140,27 @@ def edge_loss(restored: Tensor, picture: Tensor, scales: int = 3) -> Tensor:
             error = F.avg_pool2d(error, 2)
         total = total + error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     return total / scales
+
+
+def opponent_colours(picture: Tensor, scale: int) -> Tensor:
+    """Red minus green and blue minus yellow of each square of ``scale`` pixels, ``(n, 2, ...)``."""
+    red, green, blue = F.avg_pool2d(picture, scale).unbind(dim=1)
+    return torch.stack([red - green, blue - (red + green) / 2], dim=1)
+
+
+def colour_loss(restored: Tensor, picture: Tensor) -> Tensor:
+    """Mean absolute error of the opponent colours of small squares, both summed."""
+    return 2 * opponent_colours(restored - picture, scale=4).abs().mean()
+
+
+def anchor_loss(latents: Tensor, picture: Tensor) -> Tensor:
+    """How far the last two latent channels are from the opponent colours of their squares.
+
+    The colours are scaled by `ANCHOR_SCALE` to vary as much as the other channels do: the second
+    stage adds the same noise to all.
+    """
+    target = opponent_colours(picture, picture.shape[-1] // latents.shape[-1])
+    return F.l1_loss(latents[:, -2:], ANCHOR_SCALE * target)
 
 
 def picture_grid(pictures: Tensor, columns: int) -> Image.Image:
