@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 
+import sfumato
 from sfumato.text.clip import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 ACTIVATIONS = ["quick_gelu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "mish"]
@@ -162,3 +165,44 @@ def test_initial_weights_are_as_spread_as_those_of_transformers() -> None:
     for name, tensor in CLIPTextModel(config).state_dict().items():
         assert tensor.std().item() == pytest.approx(oracle[name].std().item(), rel=0.1), name
         assert tensor.mean().item() == pytest.approx(oracle[name].mean().item(), abs=5e-3), name
+
+
+@pytest.mark.parametrize("kind", ["CLIPTextModel", "CLIPTextModelWithProjection"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_folders_are_read_both_ways_bit_for_bit(
+    tmp_path: Path, kind: str, dtype: torch.dtype
+) -> None:
+    theirs, mine = getattr(transformers, kind), getattr(sfumato, kind)
+    config, ids, _ = random_case(3)
+    oracle = randomised(theirs(transformers.CLIPTextConfig(**config)), 3).to(dtype)
+    oracle.save_pretrained(tmp_path / "theirs")
+    ours = mine.from_pretrained(tmp_path / "theirs", torch_dtype=dtype)
+    ours.save_pretrained(tmp_path / "ours")
+    again = theirs.from_pretrained(tmp_path / "ours", torch_dtype=dtype)
+    assert (tmp_path / "ours" / "model.safetensors").is_file()
+    for model in (ours, again):
+        assert model.dtype == dtype
+        assert not model.training
+        state = model.state_dict()
+        assert state.keys() == oracle.state_dict().keys()
+        for name, tensor in oracle.state_dict().items():
+            assert torch.equal(state[name], tensor), name
+    for name, value in config.items():
+        assert getattr(again.config, name) == ours.config[name] == value
+    assert again.config.model_type == "clip_text_model"
+    assert again.config.architectures == [kind]
+    assert torch.allclose(ours(ids)[0].float(), oracle(ids)[0].float(), atol=1e-5, rtol=0.05)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+def test_old_checkpoints_with_a_position_buffer_load(tmp_path: Path, file: str) -> None:
+    config, *_ = random_case(1)
+    oracle = transformers.CLIPTextModel(transformers.CLIPTextConfig(**config))
+    oracle.config.save_pretrained(tmp_path)
+    positions = torch.arange(config["max_position_embeddings"])[None]
+    weights = {**oracle.state_dict(), "text_model.embeddings.position_ids": positions}
+    save = torch.save if file.endswith(".bin") else save_file
+    save(weights, tmp_path / file)
+    ours = sfumato.CLIPTextModel.from_pretrained(tmp_path)
+    for name, tensor in oracle.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], tensor)

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sfumato.errors import CheckpointError, InputError, TokenizerError
+from sfumato.errors import InputError, ModelNotFoundError, TokenizerError, UnknownKeywordError
 from sfumato.text.tokenizer import CLIPTokenizer
 from sfumato.text.vocabulary import shipped_vocabulary
 
@@ -140,10 +140,10 @@ def test_two_files_of_a_vocabulary_are_enough(tmp_path: Path) -> None:
         CLIPTokenizer(files[0])
 
 
-def test_a_folder_without_a_tokenizer_is_no_file_not_found_riddle(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"neither `vocab.json` with `merges.txt` nor"):
+def test_a_folder_without_a_tokenizer_is_reported_with_what_it_should_hold(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match=r"neither `vocab.json` with `merges.txt` nor"):
         CLIPTokenizer.from_pretrained(tmp_path)
-    with pytest.raises(InputError, match="Did you mean 'model_max_length'"):
+    with pytest.raises(UnknownKeywordError, match="Did you mean 'model_max_length'"):
         CLIPTokenizer.from_pretrained(tmp_path, model_maxlength=77)
 
 

@@ -54,8 +54,9 @@ class CLIPTokenizer(TokenTable):
             kwargs: arguments of the constructor that go before what the files say.
 
         Raises:
-            CheckpointError: when the folder or a file in it is missing.
+            ModelNotFoundError: when the folder or the vocabulary in it is missing.
             TokenizerError: when the vocabulary cannot be used.
+            UnknownKeywordError: when there is no such argument.
         """
         return cls(**tokenizer_folder.read(pretrained_model_name_or_path, subfolder, kwargs))
 

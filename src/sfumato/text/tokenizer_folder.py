@@ -16,7 +16,12 @@ from tokenizers import AddedToken
 
 from sfumato.checkpoints.atomic import atomic_directory
 from sfumato.checkpoints.files import checked_path, is_regular, shown
-from sfumato.errors import CheckpointError, InputError, TokenizerError, did_you_mean
+from sfumato.errors import (
+    ModelNotFoundError,
+    TokenizerError,
+    UnknownKeywordError,
+    did_you_mean,
+)
 from sfumato.text.bpe import without_surrogates
 from sfumato.text.vocabulary import (
     Vocabulary,
@@ -49,15 +54,17 @@ def read(
     """The arguments with which `CLIPTokenizer` is built from a folder.
 
     Raises:
-        CheckpointError: when the folder has no vocabulary.
+        ModelNotFoundError: when the folder has no vocabulary.
         TokenizerError: when a file cannot be used.
-        InputError: when an override is unknown.
+        UnknownKeywordError: when an override is unknown.
     """
     overrides = {k: v for k, v in overrides.items() if k not in _IGNORED}
     known = (*_ROLES, "additional_special_tokens", *_SETTINGS)
     for name in overrides:
         if name not in known:
-            raise InputError(f"CLIPTokenizer has no option `{name}`.{did_you_mean(name, known)}")
+            raise UnknownKeywordError(
+                f"CLIPTokenizer has no option `{name[:80]}`.{did_you_mean(name, known)}"
+            )
     folder = checked_path(path) / (subfolder or "")
     vocabulary, added = _read_vocabulary(folder)
     config = _optional(folder / "tokenizer_config.json")
@@ -112,7 +119,7 @@ def _read_vocabulary(folder: Path) -> tuple[Vocabulary, dict[int, AddedToken]]:
     if is_regular(vocab) and is_regular(merges):
         return read_vocab_and_merges(vocab, merges), {}
     if not is_regular(whole):
-        raise CheckpointError(
+        raise ModelNotFoundError(
             f"The folder {shown(folder)} has no tokenizer: neither `vocab.json` with `merges.txt` "
             "nor `tokenizer.json`.",
             hint="`CLIPTokenizer()` without a folder has the vocabulary of Stable Diffusion 1.x.",
