@@ -1,1 +1,1 @@
-"""."""
+"""From a prompt to embeddings: vocabulary, tokenizer, CLIP text encoder, conditioning."""

@@ -198,7 +198,8 @@ class _Encoder:
         return stated if positions is None else min(stated, positions)
 
     def _check_ids(self, ids: Tensor) -> None:
-        rows = getattr(self.text_encoder.get_input_embeddings(), "num_embeddings", None)
+        table = getattr(self.text_encoder, "get_input_embeddings", lambda: None)()
+        rows = getattr(table, "num_embeddings", None)
         highest = int(ids.max())
         if rows is not None and highest >= rows:
             raise TokenizerError(
