@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -70,7 +70,7 @@ def draw(request: Request) -> Iterator[Drawn]:
 def _draw_one(pipe: StableDiffusionPipeline, recipe: Recipe, label: str | None) -> Drawn:
     pipe.set_progress_bar_config(disable=not is_terminal(sys.stderr), desc=label, leave=False)
     start = time.perf_counter()
-    image: Image = pipe(
+    result: Any = pipe(
         recipe.prompt,
         height=recipe.height,
         width=recipe.width,
@@ -81,7 +81,8 @@ def _draw_one(pipe: StableDiffusionPipeline, recipe: Recipe, label: str | None) 
         generator=torch.Generator("cpu").manual_seed(recipe.seed or 0),
         clip_skip=(recipe.clip_skip or 1) - 1 or None,
         guidance_rescale=recipe.guidance_rescale or 0.0,
-    ).images[0]
+    )
+    image: Image = result.images[0]
     seconds = time.perf_counter() - start
     return Drawn(
         image=image, recipe=recipe.replace(width=image.width, height=image.height), seconds=seconds

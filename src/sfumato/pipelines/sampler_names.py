@@ -102,6 +102,11 @@ SAMPLERS: tuple[Sampler, ...] = (
         class_name="LCMScheduler",
         about="2 to 8 steps, for models distilled for it",
     ),
+    Sampler(
+        name="TCD",
+        class_name="TCDScheduler",
+        about="1 to 8 steps, for models distilled for it; --eta 0.3 adds noise",
+    ),
 )
 
 SCHEDULES: tuple[Schedule, ...] = (
