@@ -4,6 +4,7 @@
     ├── ConfigError        (ValueError)   a configuration file or keyword is wrong
     ├── CheckpointError    (OSError)      a weight file is missing, damaged or of another model
     │   ├── WeightsMismatchError          the file is sound, but its tensors do not fit the network
+    │   ├── AdapterError       (ValueError) a LoRA or its kin is damaged or made for another model
     │   └── ModelNotFoundError (ValueError) there is no model of that name
     ├── TokenizerError     (ValueError)   a vocabulary cannot be used
     ├── InputError         (ValueError)   an argument of a call is out of range or contradicts another
@@ -50,6 +51,10 @@ class CheckpointError(SfumatoError, OSError):
 
 class WeightsMismatchError(CheckpointError):
     """A sound weight file whose tensors do not fit the network."""
+
+
+class AdapterError(CheckpointError, ValueError):
+    """A LoRA, or a file of its kin, that is damaged or was made for another model."""
 
 
 class ModelNotFoundError(CheckpointError, ValueError):
