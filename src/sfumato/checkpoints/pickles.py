@@ -1,33 +1,35 @@
 """Tensors in torch's pickle files (``.bin``, ``.pt``, ``.ckpt``): only data comes out, never code.
 
-A pickle can name any function to call. ``torch.load(weights_only=True)`` allows a short list of
-harmless ones; what it refuses is refused here, with no way around. Before that the zip archive
-around the pickle is looked at, because its sizes and names are the sender's claims.
+A pickle can name any function to call. Nothing is called or imported here: `torch_file` takes the
+file apart as data, and this module makes tensors of the bytes it points to. Objects of training
+programs beside the weights (callbacks, configurations, optimizers) do no harm and are left out.
 """
 
 from __future__ import annotations
 
+import mmap as mmap_module
 import os
-import re
-import warnings
-import zipfile
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, BinaryIO
 
 import torch
 
 from sfumato.checkpoints.files import open_regular, shown
-from sfumato.checkpoints.header import what_it_looks_like
+from sfumato.checkpoints.header import DTYPE_BITS
+from sfumato.checkpoints.pickle_machine import Opaque
 from sfumato.checkpoints.tensors import (
     CHECK_FINITE_BELOW,
     MAP_FROM_BYTES,
+    TORCH_DTYPES,
     cast,
     require_finite,
 )
+from sfumato.checkpoints.torch_file import StoredTensor, TorchFile, read_torch_file
 from sfumato.errors import CheckpointError
 
-_SAFER = "Use a .safetensors file of the same model."
+#: How deeply a table of tensors may lie in others: ``{"state_dict": {"state_dict": {...}}}``.
+_MAX_DEPTH = 8
 
 
 def read_pickle(
@@ -44,90 +46,180 @@ def read_pickle(
     tensors (an epoch counter, say) are left out.
 
     Raises:
-        CheckpointError: when the file is not readable, damaged, compressed, holds anything but
-            data, or holds NaN or infinity.
+        CheckpointError: when the file is not readable, damaged, compressed, asks for anything
+            that has no place in a checkpoint, or holds NaN or infinity.
     """
-    path = Path(path)
-    with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        start = file.read(64)
-        is_zip = start.startswith(b"PK\x03\x04")
-        if is_zip:
-            file.seek(0)
-            _check_archive(file, path, size)
-    if not is_zip and (guess := what_it_looks_like(start)) and not start.startswith(b"\x80"):
-        raise CheckpointError(f"{shown(path)} is not a torch checkpoint but {guess}.")
-    mmap = size >= MAP_FROM_BYTES if mmap is None else mmap
-    check_finite = size < CHECK_FINITE_BELOW if check_finite is None else check_finite
-    table = _tensors_of(_load(path, mmap=mmap and is_zip), path)
+    file = read_torch_file(path)
+    return load_tensors(
+        file,
+        stored_tensors(file),
+        dtype=dtype,
+        device=torch.device(device),
+        check_finite=file.size < CHECK_FINITE_BELOW if check_finite is None else check_finite,
+        mmap=mmap,
+    )
+
+
+def read_pickled(path: str | os.PathLike[str]) -> Any:
+    """The whole content of a small torch file, with its tensors, as plain dictionaries and lists.
+
+    For files that hold more than one table, such as embeddings. Objects of unknown classes are
+    `Opaque` notes.
+
+    Raises:
+        CheckpointError: as `read_pickle`.
+    """
+    file = read_torch_file(path)
+    stored: dict[StoredTensor, str] = {}
+    _replace(file.content, lambda tensor: stored.setdefault(tensor, str(len(stored))))
+    tensors = load_tensors(file, {name: t for t, name in stored.items()}, mmap=False)
+    return _replace(file.content, lambda tensor: tensors[stored[tensor]])
+
+
+def _replace(
+    value: Any,
+    new: Callable[[StoredTensor], Any],
+    done: dict[int, Any] | None = None,
+    depth: int = 0,
+) -> Any:
+    """The same tables and lists with something else in place of each tensor."""
+    if isinstance(value, StoredTensor):
+        return new(value)
+    if not isinstance(value, dict | list | tuple):
+        return value
+    if depth > _MAX_DEPTH:
+        raise CheckpointError("The file's tables are nested too deeply.")
+    done = {} if done is None else done
+    if id(value) not in done:  # tables may share their parts; each is walked through once
+        if isinstance(value, dict):
+            result: Any = {k: _replace(v, new, done, depth + 1) for k, v in value.items()}
+        else:
+            result = type(value)(_replace(v, new, done, depth + 1) for v in value)
+        done[id(value)] = result
+    return done[id(value)]
+
+
+def stored_tensors(file: TorchFile) -> dict[str, StoredTensor]:
+    """The table of tensors in a checkpoint, wherever it lies; its tensors are checked.
+
+    Raises:
+        CheckpointError: when there is none, or a tensor is not what a checkpoint holds.
+    """
+    content = file.content
+    for _ in range(_MAX_DEPTH):
+        content = content.items if isinstance(content, Opaque) else content
+        inner = content.get("state_dict") if isinstance(content, Mapping) else None
+        if not isinstance(inner, Mapping | Opaque):
+            break
+        content = inner
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{shown(file.path)} holds no table of tensors.")
+    table = {k: v for k, v in content.items() if isinstance(v, StoredTensor)}
+    if not table:
+        raise CheckpointError(f"{shown(file.path)} holds no tensor.")
+    for name, tensor in table.items():
+        if not isinstance(name, str):
+            raise CheckpointError(
+                f"{shown(file.path)}: the tensor name {ascii(name)[:80]} is no text."
+            )
+        _check(file, name, tensor)
+    return table
+
+
+def load_tensors(
+    file: TorchFile,
+    tensors: Mapping[str, StoredTensor],
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+    check_finite: bool = True,
+    mmap: bool | None = None,
+) -> dict[str, torch.Tensor]:
+    """The numbers of some tensors of a file; arguments as for `read_safetensors`.
+
+    Raises:
+        CheckpointError: when a tensor is not what a checkpoint holds, or not finite.
+    """
+    for name, tensor in tensors.items():
+        _check(file, name, tensor)
+    mmap = file.size >= MAP_FROM_BYTES if mmap is None else mmap
+    stays = dtype is None or all(TORCH_DTYPES[t.dtype] == dtype for t in tensors.values())
     result = {}
-    while table:
-        name = next(iter(table))
-        tensor = table.pop(name)  # popped, so that a converted tensor's source can be freed
-        result[name] = converted = cast(tensor, dtype, torch.device(device))
-        if check_finite:
-            require_finite(name, converted, path, before=tensor)
+    with open_regular(file.path) as handle, _Storages(file, handle, mmap and stays) as storages:
+        storages.expect(t.storage.key for t in tensors.values())
+        for name, stored in tensors.items():
+            tensor = storages.view(stored)
+            result[name] = converted = cast(tensor, dtype, device or torch.device("cpu"))
+            if check_finite:
+                require_finite(name, converted, file.path, before=tensor)
     return result
 
 
-def _check_archive(file: Any, path: Path, size: int) -> None:
-    """Refuse what torch never writes: compressed members, sizes that do not add up, odd names."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            members = archive.infolist()
-    except Exception as error:  # a hostile archive makes zipfile raise many kinds
-        raise CheckpointError(
-            f"{shown(path)} is a damaged archive: {error}.", hint="Fetch the file again."
-        ) from None
-    if any(m.compress_type != zipfile.ZIP_STORED for m in members) or (
-        sum(m.file_size for m in members) > size
-    ):
-        raise CheckpointError(
-            f"{shown(path)} is refused: it is compressed, as no torch checkpoint is, and could "
-            "unpack to any size."
+class _Storages:
+    """The storages of an open file as bytes: mapped, or read and kept until their last use."""
+
+    def __init__(self, file: TorchFile, handle: BinaryIO, mmap: bool) -> None:
+        self.file, self.handle = file, handle
+        self.uses: Counter[str] = Counter()
+        self.read: dict[str, torch.Tensor] = {}
+        self.mapped: torch.Tensor | None = None
+        if mmap:
+            private = mmap_module.mmap(handle.fileno(), 0, access=mmap_module.ACCESS_COPY)
+            self.mapped = torch.frombuffer(private, dtype=torch.uint8)
+
+    def __enter__(self) -> _Storages:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.read.clear()
+
+    def expect(self, keys: Iterable[str]) -> None:
+        self.uses.update(keys)
+
+    def view(self, tensor: StoredTensor) -> torch.Tensor:
+        key = tensor.storage.key
+        raw = self._bytes(key, DTYPE_BITS[tensor.dtype] // 8)
+        self.uses[key] -= 1
+        if not self.uses[key]:
+            self.read.pop(key, None)
+        if not raw.numel():
+            return torch.empty(tensor.shape, dtype=TORCH_DTYPES[tensor.dtype])
+        numbers = raw.view(TORCH_DTYPES[tensor.dtype])
+        return numbers.as_strided(
+            tensor.shape, tensor.stride, numbers.storage_offset() + tensor.offset
         )
-    for member in members:
-        parts = re.split(r"[/\\]", member.filename)
-        if ".." in parts or not parts[0] or ":" in parts[0]:
-            raise CheckpointError(
-                f"{shown(path)} is refused: its member {member.filename[:80]!r} points outside."
-            )
+
+    def _bytes(self, key: str, width: int) -> torch.Tensor:
+        start, length = self.file.places[key]
+        if self.mapped is not None and start % width == 0 and start + length <= len(self.mapped):
+            return self.mapped[start : start + length]
+        if key not in self.read:
+            raw = torch.empty(length, dtype=torch.uint8)
+            self.handle.seek(start)
+            if length and self.handle.readinto(raw.numpy()) != length:  # type: ignore[attr-defined]
+                raise CheckpointError(
+                    f"{shown(self.file.path)} changed while it was read.", hint="Try again."
+                )
+            self.read[key] = raw
+        return self.read[key]
 
 
-def _load(path: Path, *, mmap: bool) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # old files use storages that torch warns about
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:
-        # torch's own text advises to switch the protection off, so it is not passed on.
-        unsafe = re.search(r"(?:GLOBAL|class|function) `?([\w.]+)", str(error))
-        if "weights_only" in str(error).lower() or unsafe:
-            what = f" (it asks for `{unsafe[1][:80]}`)" if unsafe else ""
-            raise CheckpointError(
-                f"{shown(path)} is refused: it holds more than numbers{what}, and loading it "
-                "could run a program.",
-                hint=_SAFER,
-            ) from None
-        raise CheckpointError(
-            f"{shown(path)} is no sound torch checkpoint ({type(error).__name__}).",
-            hint=f"Fetch the file again. {_SAFER}",
-        ) from None
+def _check(file: TorchFile, name: str, tensor: StoredTensor) -> None:
+    """Raise `CheckpointError` unless the tensor is plain and lies in the file.
 
-
-def _tensors_of(content: Any, path: Path) -> dict[str, torch.Tensor]:
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{shown(path)} holds no table of tensors.")
-    table = {k: v.detach() for k, v in content.items() if isinstance(v, torch.Tensor)}
-    if not table:
-        raise CheckpointError(f"{shown(path)} holds no tensor.")
-    for name, tensor in table.items():
-        if not isinstance(name, str):
-            raise CheckpointError(f"{shown(path)}: the tensor name {str(name)[:80]!r} is no text.")
-        plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
-        # A view that repeats its memory could claim any size from a few bytes.
-        if not plain or tensor.is_quantized or tensor.nbytes > tensor.untyped_storage().nbytes():
-            raise CheckpointError(f"{shown(path)}: tensor {name[:80]!r} is no plain tensor.")
-    return table
+    Plain means that no number is used twice: a view that repeats its memory could claim any size
+    from a few bytes.
+    """
+    label = f"{shown(file.path)}: tensor {name[:80]!r}"
+    width = DTYPE_BITS[tensor.dtype] // 8
+    start_and_length = file.places.get(tensor.storage.key)
+    if start_and_length is None or start_and_length[1] != tensor.storage.size * width:
+        raise CheckpointError(f"{label} has no numbers in the file.", hint="Fetch the file again.")
+    count, last = 1, tensor.offset
+    for size, step in zip(tensor.shape, tensor.stride, strict=True):
+        count *= size
+        last += (size - 1) * step
+        if count > tensor.storage.size:
+            break
+    if 0 not in tensor.shape and not (count <= tensor.storage.size and last < tensor.storage.size):
+        raise CheckpointError(f"{label} is no plain tensor.")

@@ -27,7 +27,7 @@ MAP_FROM_BYTES = 64 * 2**20
 #: Up to this size every tensor is checked for NaN and infinity unless the caller decides.
 CHECK_FINITE_BELOW = 2 * 2**30
 
-_TORCH_DTYPES = {
+TORCH_DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
     "I8": torch.int8,
@@ -153,7 +153,7 @@ def require_finite(
 def _stays(header: Header, dtype: torch.dtype | None) -> bool:
     """Whether no tensor of any size has to be converted, so that mapping saves a copy."""
     return dtype is None or all(
-        _TORCH_DTYPES.get(entry.dtype) == dtype
+        TORCH_DTYPES.get(entry.dtype) == dtype
         for entry in header.entries.values()
         if entry.dtype.startswith(("F", "BF"))
     )
@@ -185,7 +185,7 @@ def _read(file: BinaryIO, path: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _torch_dtype(path: Path, name: str, entry: TensorEntry) -> torch.dtype:
-    dtype = _TORCH_DTYPES.get(entry.dtype)
+    dtype = TORCH_DTYPES.get(entry.dtype)
     if dtype is None:
         raise CheckpointError(
             f"{shown(path)}: tensor {name!r} has the unsupported dtype {entry.dtype}.",
