@@ -46,7 +46,7 @@ def difference(a: Tensor, b: Tensor) -> float:
     return ((a - b).abs().max() / b.abs().max()).item()
 
 
-@pytest.mark.parametrize("size", ["auto", "max", 1, 2, [1, 2] * 5])
+@pytest.mark.parametrize("size", ["auto", "max", 1, 2, [1, 2] * 7])
 @torch.no_grad()
 def test_slices_give_the_unsliced_result(
     unet: UNet2DConditionModel, inputs: dict[str, Any], size: Any
@@ -74,7 +74,7 @@ def test_slices_work_where_text_and_image_are_looked_at_together(inputs: dict[st
     assert difference(unet(**inputs).sample, whole) < 1e-5
 
 
-@pytest.mark.parametrize("size", [5, 0, -1, [1], "half", [1] * 9 + [5]])
+@pytest.mark.parametrize("size", [5, 0, -1, [1], "half", [1] * 13 + [5]])
 def test_a_slice_that_no_layer_can_have_is_refused_and_nothing_changes(
     unet: UNet2DConditionModel, size: Any
 ) -> None:
@@ -166,6 +166,14 @@ def test_weights_of_a_processor_belong_to_the_network_while_it_is_in_use() -> No
     attention.set_processor(AttnProcessor2_0())
     assert list(attention.state_dict()) == names
     assert torch.equal(attention(x), plain)
+
+
+def test_attention_without_the_fused_kernel_keeps_double_precision() -> None:
+    attention = Attention(16, heads=2, dim_head=8).double()
+    x = torch.randn(1, 5, 16, dtype=torch.float64)
+    fused = attention(x)
+    attention.set_processor(AttnProcessor())
+    assert difference(attention(x), fused) < 1e-14
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -47,6 +47,11 @@ HOSTILE_UNET: list[dict[str, Any]] = [
     {"transformer_layers_per_block": [1, 1, 1, [1, 1]]},
     {"transformer_layers_per_block": [1, 2]},
     {
+        "transformer_layers_per_block": [[[1], [1]]] * 4,
+        "reverse_transformer_layers_per_block": [1] * 4,
+    },
+    {"only_cross_attention": 1},
+    {
         "transformer_layers_per_block": [[1], 1, 1, 1],
         "reverse_transformer_layers_per_block": [1, 1, 1, 1],
     },
@@ -102,7 +107,8 @@ HOSTILE_AUTOENCODER: list[dict[str, Any]] = [
 def test_a_hostile_unet_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ConfigError) as caught:
         UNet2DConditionModel.from_config(fields)
-    assert any(name in str(caught.value) for name in [*fields, "down_block_types", "parameters"])
+    names = [*fields, "block_out_channels", "down_block_types", "parameters"]
+    assert any(name in str(caught.value) for name in names)
 
 
 @pytest.mark.parametrize("fields", HOSTILE + HOSTILE_AUTOENCODER, ids=str)

@@ -45,7 +45,8 @@ class Attention(nn.Module):
         only_cross_attention: with ``added_kv_proj_dim``, attend to the context alone.
         norm_num_groups, eps: group norm of the input; None for no norm.
         residual_connection: add the input to the output.
-        upcast_attention: kept for configurations that name it; see the module's docstring.
+        upcast_attention: scores in float32, which all processors here do anyway; for those that
+            are plugged in.
     """
 
     def __init__(

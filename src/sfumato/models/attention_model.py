@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from sfumato.errors import InputError
 from sfumato.models.attention import Attention
 from sfumato.models.base import ConfigT, ModelMixin
-from sfumato.models.processors import AttentionProcessor, AttnProcessor, AttnProcessor2_0
+from sfumato.models.processors import AttentionProcessor, AttnProcessor
 
 
 class AttentionModel(ModelMixin[ConfigT]):
@@ -50,7 +50,9 @@ class AttentionModel(ModelMixin[ConfigT]):
         self.set_attn_processor(AttnProcessor())
 
     def fuse_qkv_projections(self) -> None:
-        """Compute queries, keys and values of each layer in one product; see `Attention`.
+        """Compute queries, keys and values of each layer in one product.
+
+        See `Attention.fuse_projections`. Processors written for diffusers do not notice.
 
         Raises:
             InputError: the network has added key and value projections.
@@ -62,9 +64,9 @@ class AttentionModel(ModelMixin[ConfigT]):
             )
         for layer in layers:
             layer.fuse_projections(True)
-            layer.set_processor(AttnProcessor2_0())
 
     def unfuse_qkv_projections(self) -> None:
         """Undo `fuse_qkv_projections`."""
         for _, layer in self._attention_layers():
-            layer.fuse_projections(False)
+            if layer.fused_projections:
+                layer.fuse_projections(False)

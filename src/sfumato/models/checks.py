@@ -30,9 +30,10 @@ def check_ints(config: Config, names: Iterable[str], low: int, high: int) -> Non
 
 
 def check_flags(config: Config, names: Iterable[str]) -> None:
-    """Each named field is true or false."""
+    """Each named field is true or false, or a list of such."""
     for name in names:
-        if not isinstance(config[name], bool):
+        value = config[name]
+        if not all(isinstance(v, bool) for v in (value if isinstance(value, tuple) else [value])):
             raise ConfigError(
                 f"`{label(config, name)}` has to be true or false but is {config[name]!r}."
             )

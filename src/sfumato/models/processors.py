@@ -4,9 +4,9 @@ All share one path (`AttnProcessor2_0.__call__`) and differ in the kernel that `
 faster kernel overrides ``attend``; an adapter or a processor written for diffusers is any callable
 of the shape `AttentionProcessor`. Both are plugged in with `Attention.set_processor`.
 
-Precision: scores and softmax are float32 in every kernel, whatever the weights are. The fused
-kernel of torch accumulates in float32 on its own; the plain one upcasts queries and keys. This is
-what ``upcast_attention`` asks for, so that option needs no slower path of its own.
+Precision: scores and softmax are at least float32 in every kernel, whatever the weights are. The
+fused kernel of torch accumulates in float32 on its own; the plain one upcasts queries and keys.
+This is what ``upcast_attention`` asks for, so that option needs no slower path of its own.
 """
 
 from __future__ import annotations
@@ -50,10 +50,11 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale:
 
 
 def attention_weights(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """Softmax of the scores ``(..., L, S)`` in float32; arguments as in `sdpa`."""
-    scores = (q.float() * scale) @ k.float().transpose(-1, -2)
+    """Softmax of the scores ``(..., L, S)``, float32 at least; arguments as in `sdpa`."""
+    precise = torch.promote_types(q.dtype, torch.float32)
+    scores = (q.to(precise) * scale) @ k.to(precise).transpose(-1, -2)
     if bias is not None:
-        scores = scores + bias.float()
+        scores = scores + bias
     return scores.softmax(dim=-1)
 
 

@@ -122,13 +122,12 @@ class UNet2DConditionConfig(Config):
                 checks.check_tuple(self, name, blocks)
             elif name.startswith("reverse") and value is None:
                 continue
-            for number in _flat(value) if "transformer" in name else unet_stages.each(value, 1):
-                check_int(label(self, name), number, low, high)
-        flags = self.only_cross_attention
-        if isinstance(flags, tuple):
+            for entry in unet_stages.each(value, 1):
+                # Depths may be listed per layer.
+                for number in unet_stages.each(entry, 1) if "transformer" in name else (entry,):
+                    check_int(label(self, name), number, low, high)
+        if isinstance(self.only_cross_attention, tuple):
             checks.check_tuple(self, "only_cross_attention", blocks)
-        for flag in unet_stages.each(flags, 1):
-            check_choice(label(self, "only_cross_attention"), flag, (True, False))
         depths = unet_stages.each(self.transformer_layers_per_block, 1)
         nested = any(isinstance(depth, tuple) for depth in depths)
         if nested and self.reverse_transformer_layers_per_block is None:
@@ -168,6 +167,7 @@ class UNet2DConditionConfig(Config):
                 "upcast_attention",
                 "resnet_skip_time_act",
                 "class_embeddings_concat",
+                "only_cross_attention",
             ),
         )
 
@@ -245,7 +245,3 @@ class UNet2DConditionConfig(Config):
                 f"addition_embed_type={self.addition_embed_type!r}, "
                 f"encoder_hid_dim_type={self.encoder_hid_dim_type!r}."
             )
-
-
-def _flat(value: object) -> list[object]:
-    return [v for part in value for v in _flat(part)] if isinstance(value, tuple) else [value]

@@ -55,7 +55,7 @@ class Stage:
         only_cross_attention: see `Attention` and `BasicTransformerBlock`.
         resize: "conv" or "resnet", how the block changes the size at its end, or None.
         skip_time_act, output_scale_factor: see `ResnetBlock2D`.
-        freeu_stage: 1 or 2 for the up blocks in which `FreeU` acts.
+        freeu_stage: 1 or 2 for the up blocks in which `apply_freeu` acts.
     """
 
     attention: str | None
