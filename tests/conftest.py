@@ -2,12 +2,65 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the oracles are imported
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
-from hypothesis import settings
+from sfumato import assets
+from sfumato.cli import main
+from tests.command import Run, Said
 
 settings.register_profile("default", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("default")
+
+
+@pytest.fixture
+def run(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Run]:
+    """``run("a cat", "--steps", 3)``: the command in this process, in an empty folder."""
+    for name in [name for name in os.environ if name.startswith("SFUMATO_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    log = logging.getLogger("sfumato")
+    before = log.handlers[:], log.level, log.propagate
+    terminate = signal.getsignal(signal.SIGTERM)
+
+    def call(*arguments: object) -> Said:
+        capfd.readouterr()
+        code = main([str(argument) for argument in arguments])
+        captured = capfd.readouterr()
+        return Said(code, captured.out, captured.err)
+
+    yield call
+    log.handlers[:], log.level, log.propagate = before
+    signal.signal(signal.SIGTERM, terminate)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny random model."""
+    from tests.pipelines.tiny import tiny_pipeline
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def embedded(model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The tiny model as the embedded one."""
+    package = tmp_path / "package"
+    shutil.copytree(model, package / "model")
+    assets.write_manifest(package / "model")
+    monkeypatch.setattr(assets, "_FOLDER", package)
+    return package / "model"

@@ -16,7 +16,7 @@ from sfumato.checkpoints.metadata import Recipe
 from sfumato.checkpoints.png import encode_png
 from sfumato.cli import console
 from sfumato.errors import InputError, NumericalError
-from tests.cli.conftest import Run, run_process
+from tests.command import Run, run_process
 
 
 def test_help_shows_options_and_commands_without_torch() -> None:

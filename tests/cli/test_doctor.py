@@ -7,27 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from sfumato import assets
 from sfumato.cli import doctor
-from tests.cli.conftest import Run
-
-
-@pytest.fixture
-def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "package" / "model"
-    folder.mkdir(parents=True)
-    (folder / "model_index.json").write_text("{}")
-    (folder / "weights.bin").write_bytes(bytes(100))
-    assets.write_manifest(folder)
-    monkeypatch.setattr(assets, "_FOLDER", folder.parent)
-    return folder
+from tests.command import Run
 
 
 def findings(text: str) -> dict[str, dict[str, str]]:
     return {row["name"]: row for row in json.loads(text)}
 
 
-def test_a_sound_installation_is_all_well(run: Run, model: Path) -> None:
+def test_a_sound_installation_is_all_well(run: Run, embedded: Path) -> None:
     said = run("doctor", "--json")
     rows = findings(said.out)
     assert said.code == 0
@@ -36,22 +24,22 @@ def test_a_sound_installation_is_all_well(run: Run, model: Path) -> None:
     assert all(bool(row["remedy"]) == (row["state"] != "ok") for row in rows.values())
 
 
-def test_a_damaged_model_is_found_with_hash_and_remedy(run: Run, model: Path) -> None:
-    (model / "weights.bin").write_bytes(bytes(99) + b"x")
+def test_a_damaged_model_is_found_with_hash_and_remedy(run: Run, embedded: Path) -> None:
+    (embedded / "unet/config.json").write_bytes(b"{}")
     said = run("doctor")
     assert said.code == 1
-    assert "weights.bin" in said.out and "expected is" in said.out and "Reinstall" in said.out
+    assert "unet/config.json" in said.out and "expected is" in said.out and "Reinstall" in said.out
 
 
-def test_a_missing_model_and_manifest_are_found(run: Run, model: Path) -> None:
-    (model / "SHA256SUMS").unlink()
+def test_a_missing_model_and_manifest_are_found(run: Run, embedded: Path) -> None:
+    (embedded / "SHA256SUMS").unlink()
     assert findings(run("doctor", "--json").out)["embedded model"]["state"] == "fail"
-    (model / "model_index.json").unlink()
+    (embedded / "model_index.json").unlink()
     assert "no embedded model" in run("doctor").out
 
 
 def test_a_missing_extra_comes_with_the_way_to_install_it(
-    run: Run, model: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, embedded: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor, "find_spec", lambda name: None)
     said = run("doctor")
@@ -59,7 +47,7 @@ def test_a_missing_extra_comes_with_the_way_to_install_it(
     assert "pip install 'sfumato[hub]'" in said.out
 
 
-def test_an_old_torch_fails(run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_torch_fails(run: Run, embedded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.__version__", "2.9.1+cpu")
     said = run("doctor")
     assert said.code == 1

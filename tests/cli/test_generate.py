@@ -22,17 +22,10 @@ from sfumato.checkpoints.png import encode_png, read_recipe, read_texts
 from sfumato.cli import console, drawing
 from sfumato.errors import NumericalError
 from sfumato.pipelines.sampler_names import SAMPLERS
-from tests.cli.conftest import Run, Said, run_process, start
+from tests.command import Run, Said, run_process, start
 from tests.pipelines.tiny import tiny_pipeline
 
 QUICK = ("--steps", 2)
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tiny_pipeline().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -40,21 +33,6 @@ def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "other"
     tiny_pipeline(seed=9).save_pretrained(folder)
     return folder
-
-
-@pytest.fixture
-def embedded(model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The tiny model as the embedded one."""
-    package = tmp_path / "package"
-    package.mkdir()
-    for path in model.rglob("*"):
-        target = package / "model" / path.relative_to(model)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_file():
-            target.write_bytes(path.read_bytes())
-    assets.write_manifest(package / "model")
-    monkeypatch.setattr(assets, "_FOLDER", package)
-    return package / "model"
 
 
 def pixels(path: str | Path) -> bytes:

@@ -35,10 +35,8 @@ app = typer.Typer(
         "help_option_names": ["-h", "--help"],
         "auto_envvar_prefix": "SFUMATO",
         "token_normalize_func": lambda name: name.replace("_", "-"),
-        "max_content_width": 100,
     },
 )
-_Option = partial(typer.Option, show_envvar=False)
 
 
 def _print_version(wanted: bool) -> None:
@@ -47,102 +45,132 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+# The options, under stable-diffusion.cpp's names first, then A1111's and diffusers'.
+
+_Option = partial(typer.Option, show_envvar=False)
+_Text = partial(_Option, metavar="TEXT")
+_Name = partial(_Option, metavar="NAME")
+_Count = partial(_Option, metavar="N")
+_Number = partial(_Option, metavar="X")
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="PROMPT", help="What to draw; - reads a prompt from every line."),
+]
+Prompt = Annotated[str | None, _Text("-p", "--prompt", help="What to draw, as an option.")]
+NegativePrompt = Annotated[
+    str | None, _Text("-n", "--negative-prompt", help="What to steer away from.")
+]
+Model = Annotated[
+    Path | None,
+    _Option("-m", "--model", metavar="FOLDER", help="In diffusers' layout. [default: embedded]"),
+]
+Width = Annotated[int | None, _Count("-W", "--width", help="In pixels.")]
+Height = Annotated[int | None, _Count("-H", "--height", help="In pixels.")]
+Size = Annotated[str | None, _Option("--size", metavar="WxH", help="Both, as 512x768.")]
+Steps = Annotated[
+    int | None,
+    _Count("--steps", "--num-inference-steps", min=1, max=1000, help="Denoising steps."),
+]
+CfgScale = Annotated[
+    float | None,
+    _Number(
+        *("--cfg-scale", "--guidance-scale"),
+        min=-1000,
+        max=1000,
+        help="How strictly to follow the prompt; 1 or less is not at all.",
+    ),
+]
+SamplingMethod = Annotated[
+    str | None, _Name("--sampling-method", "--sampler", help="See `sfumato samplers`.")
+]
+Scheduler = Annotated[
+    str | None,
+    _Name("--scheduler", "--schedule-type", help="Spread of the steps, such as karras."),
+]
+Seed = Annotated[
+    int | None,
+    _Count("-s", "--seed", min=-1, max=2**64 - 1, help="A random one if not given, or -1."),
+]
+BatchCount = Annotated[
+    int,
+    _Count(
+        *("-b", "--batch-count", "--num-images-per-prompt"),
+        min=1,
+        max=100_000,
+        help="Pictures, with seeds counting up.",
+    ),
+]
+Output = Annotated[
+    str | None,
+    _Name("-o", "--output", help="File, folder or pattern with %03d or {seed}; never overwrites."),
+]
+ClipSkip = Annotated[
+    int | None,
+    _Count("--clip-skip", min=1, max=100, help="1 is the text encoder's last layer."),
+]
+GuidanceRescale = Annotated[
+    float | None,
+    _Number("--guidance-rescale", min=0, max=1, help="Against overexposure by guidance."),
+]
+Eta = Annotated[float | None, _Number("--eta", min=0, max=1, help="DDIM's share of fresh noise.")]
+Replay = Annotated[
+    Path | None,
+    _Option(
+        "--from",
+        metavar="PNG",
+        envvar="SFUMATO_FROM",
+        help="Picture whose recipe to take; options change it.",
+    ),
+]
+Device = Annotated[str, _Name("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
+DType = Annotated[
+    str | None, _Name("--dtype", help="float32, bfloat16 or float16. [default: float32]")
+]
+Threads = Annotated[int | None, _Count("-t", "--threads", min=1, max=1024, help="On the CPU.")]
+Json = Annotated[
+    bool, _Option("--json", envvar="SFUMATO_JSON", help="Print path and recipe as a line of JSON.")
+]
+Verbose = Annotated[bool, _Option("-v", "--verbose", help="Say more on stderr.")]
+Version = Annotated[
+    bool,
+    _Option(
+        "--version",
+        is_eager=True,
+        allow_from_autoenv=False,
+        callback=_print_version,
+        help="Print the version.",
+    ),
+]
+
+
 @app.command(epilog=_EPILOG)
 def generate(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="PROMPT", help="What to draw; - reads a prompt from every line."),
-    ] = None,
-    prompt: Annotated[
-        str | None, _Option("-p", "--prompt", help="What to draw, as an option.")
-    ] = None,
-    negative_prompt: Annotated[
-        str | None, _Option("-n", "--negative-prompt", help="What to steer away from.")
-    ] = None,
-    model: Annotated[
-        Path | None,
-        _Option("-m", "--model", help="Model folder in diffusers' layout. [default: embedded]"),
-    ] = None,
-    width: Annotated[int | None, _Option("-W", "--width", help="In pixels.")] = None,
-    height: Annotated[int | None, _Option("-H", "--height", help="In pixels.")] = None,
-    size: Annotated[str | None, _Option("--size", help="Both, as 512x768.")] = None,
-    steps: Annotated[
-        int | None,
-        _Option("--steps", "--num-inference-steps", min=1, max=1000, help="Denoising steps."),
-    ] = None,
-    cfg_scale: Annotated[
-        float | None,
-        _Option(
-            "--cfg-scale", "--guidance-scale", min=-1000, max=1000,
-            help="How strictly to follow the prompt; 1 or less is not at all.",
-        ),
-    ] = None,
-    sampling_method: Annotated[
-        str | None,
-        _Option("--sampling-method", "--sampler", help="Its name; see `sfumato samplers`."),
-    ] = None,
-    scheduler: Annotated[
-        str | None,
-        _Option("--scheduler", "--schedule-type", help="Spread of the steps, such as karras."),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        _Option("-s", "--seed", min=-1, max=2**64 - 1, help="-1 or none is a random one."),
-    ] = None,
-    batch_count: Annotated[
-        int,
-        _Option(
-            "-b", "--batch-count", "--num-images-per-prompt", min=1, max=100_000,
-            help="Pictures, with seeds counting up.",
-        ),
-    ] = 1,
-    output: Annotated[
-        str | None,
-        _Option(
-            "-o", "--output",
-            help="File, folder or pattern with %03d or {seed}; nothing is overwritten.",
-        ),
-    ] = None,
-    clip_skip: Annotated[
-        int | None,
-        _Option("--clip-skip", min=1, max=100, help="1 is the text encoder's last layer."),
-    ] = None,
-    guidance_rescale: Annotated[
-        float | None,
-        _Option("--guidance-rescale", min=0, max=1, help="Against overexposure by guidance."),
-    ] = None,
-    eta: Annotated[
-        float | None, _Option("--eta", min=0, max=1, help="DDIM's share of fresh noise.")
-    ] = None,
-    replay: Annotated[
-        Path | None,
-        _Option(
-            "--from", envvar="SFUMATO_FROM",
-            help="Picture whose recipe to take; options change it.",
-        ),
-    ] = None,
-    device: Annotated[
-        str, _Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")
-    ] = "auto",
-    dtype: Annotated[
-        str | None, _Option("--dtype", help="float32, bfloat16 or float16. [default: float32]")
-    ] = None,
-    threads: Annotated[
-        int | None, _Option("-t", "--threads", min=1, max=1024, help="CPU threads.")
-    ] = None,
-    as_json: Annotated[
-        bool,
-        _Option("--json", envvar="SFUMATO_JSON", help="Print path and recipe as a line of JSON."),
-    ] = False,
-    verbose: Annotated[bool, _Option("-v", "--verbose", help="Say more on stderr.")] = False,
-    version: Annotated[
-        bool,
-        _Option(
-            "--version", is_eager=True, allow_from_autoenv=False, callback=_print_version,
-            help="Print the version.",
-        ),
-    ] = False,
-) -> None:  # fmt: skip
+    words: Words = None,
+    prompt: Prompt = None,
+    negative_prompt: NegativePrompt = None,
+    model: Model = None,
+    width: Width = None,
+    height: Height = None,
+    size: Size = None,
+    steps: Steps = None,
+    cfg_scale: CfgScale = None,
+    sampling_method: SamplingMethod = None,
+    scheduler: Scheduler = None,
+    seed: Seed = None,
+    batch_count: BatchCount = 1,
+    output: Output = None,
+    clip_skip: ClipSkip = None,
+    guidance_rescale: GuidanceRescale = None,
+    eta: Eta = None,
+    replay: Replay = None,
+    device: Device = "auto",
+    dtype: DType = None,
+    threads: Threads = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+    version: Version = False,
+) -> None:
     """Draw a picture from a sentence and print its path.
 
     sfumato "a red apple"

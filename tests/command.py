@@ -1,0 +1,35 @@
+"""Running the command, in this process (fixture `run`) or in its own, and what it said."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Said:
+    """How a run of the command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Said]
+
+
+def start(*arguments: object, **options: object) -> subprocess.Popen[str]:
+    """Start the command as a process of its own."""
+    words = [sys.executable, "-m", "sfumato", *(str(argument) for argument in arguments)]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(words, **{**pipes, **options})
+
+
+def run_process(*arguments: object, **options: object) -> Said:
+    """Run the command as a process of its own to its end."""
+    with start(*arguments, **options) as process:
+        out, err = process.communicate(timeout=120)
+    return Said(process.returncode, out or "", err or "")
