@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from functools import cache
 from typing import Any
@@ -92,13 +93,11 @@ def tokenizer() -> CLIPTokenizer:
 
 def tiny_scheduler(name: str = "PNDMScheduler", **fields: Any) -> Any:
     """A scheduler of Stable Diffusion 1.x, of the class named."""
-    extra: dict[str, Any] = {
-        "PNDMScheduler": {"skip_prk_steps": True, "steps_offset": 1},
-        "DDIMScheduler": {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1},
-        "DDPMScheduler": {"clip_sample": False, "steps_offset": 1},
-    }.get(name, {})
-    extra = {**SD_SCHEDULER, **extra}
-    return getattr(sfumato.schedulers, name)(**{**extra, **fields})
+    cls = getattr(sfumato.schedulers, name)
+    mended = {"skip_prk_steps": True, "steps_offset": 1, "clip_sample": False}
+    known = inspect.signature(cls).parameters
+    wishes = {**{key: value for key, value in mended.items() if key in known}, **fields}
+    return cls(**{**SD_SCHEDULER, **wishes})
 
 
 def tiny_parts(seed: int = 0, unet: dict[str, Any] | None = None) -> dict[str, Any]:

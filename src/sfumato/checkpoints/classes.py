@@ -74,4 +74,6 @@ def class_entry(component: object) -> tuple[str | None, str | None]:
     if library == "sfumato":
         known = next((base.__name__ for base in cls.__mro__ if base.__name__ in CLASSES), None)
         return (CLASSES[known][0], known) if known else (library, cls.__name__)
+    if cls.__module__.startswith("diffusers.pipelines."):  # listed by the pipeline's own name
+        library = cls.__module__.split(".")[2]
     return library, cls.__name__

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -71,12 +71,9 @@ def image_size(height: Any, width: Any) -> tuple[int, int]:
 
 
 def check_callbacks(
-    callback_steps: Any,
-    tensor_inputs: Sequence[str] | None,
-    allowed: Sequence[str],
-    callback: Callable[..., Any] | None = None,
+    callback_steps: Any, tensor_inputs: Sequence[str] | None, allowed: Sequence[str]
 ) -> None:
-    """The step callbacks' own arguments."""
+    """How often the older kind of callback is called, and which tensors the newer kind gets."""
     if callback_steps is not None and (
         not isinstance(callback_steps, int)
         or isinstance(callback_steps, bool)
@@ -92,8 +89,12 @@ def check_callbacks(
             f"`callback_on_step_end_tensor_inputs` has to be in {list(allowed)}, but found"
             f" {unknown}"
         )
-    if callback is not None and not callable(callback):
-        raise InputError(f"A callback has to be callable but is {_shown(callback)}.")
+
+
+def check_callable(name: str, value: Any) -> None:
+    """Raise `InputError` unless ``value`` can be called, or is None."""
+    if value is not None and not callable(value):
+        raise InputError(f"`{name}` has to be callable but is {_shown(value)}.")
 
 
 def check_prompts(

@@ -106,12 +106,12 @@ class StableDiffusionPipeline(StableDiffusionBase):
         """
         reject_unknown(f"{type(self).__name__}()", kwargs, self._keywords())
         warn_of_legacy(kwargs)
+        checks.check_callable("callback_on_step_end", callback_on_step_end)
+        checks.check_callable("callback", kwargs.get("callback"))
         tensor_inputs = getattr(
             callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs
         )
-        for name in (
-            ("unet", "scheduler") if output_type == "latent" else ("unet", "scheduler", "vae")
-        ):
+        for name in ("unet", "scheduler", *(() if output_type == "latent" else ("vae",))):
             self._part(name, "drawing")
         height, width = self._full_size(height, width)
         self.check_inputs(

@@ -72,6 +72,13 @@ def load_pipeline(cls: type[PipelineT], path: str | PathLike[str], **kwargs: Any
     given = {name: kwargs.pop(name) for name in names | settings if name in kwargs}
     _warn_of_unused(pipeline_class, without_hub_keywords(kwargs), names | settings)
 
+    optional = set(pipeline_class._optional_components)
+    if missing := names - optional - set(given) - set(index.components):
+        raise InputError(
+            f"Pipeline {pipeline_class.__name__} expected {sorted(names)}, but only"
+            f" {sorted(names & {*given, *index.components})} were passed.",
+            hint=f"Pass {', '.join(sorted(missing))} as keyword arguments.",
+        )
     listed = {
         name: entry
         for name, entry in index.components.items()
@@ -81,13 +88,6 @@ def load_pipeline(cls: type[PipelineT], path: str | PathLike[str], **kwargs: Any
     _check_variant(index.root, entries, options.variant)
     loaded = {name: _load(index, name, options) for name in entries}
     arguments = {k: v for k, v in index.settings.items() if k in settings} | loaded | given
-    missing = names - set(pipeline_class._optional_components) - set(arguments)
-    if absent := missing - set(index.components):
-        raise InputError(
-            f"Pipeline {pipeline_class.__name__} expected {sorted(names)}, but only"
-            f" {sorted(set(arguments) & names)} were passed.",
-            hint=f"Pass {', '.join(sorted(absent))} as keyword arguments.",
-        )
     pipeline = pipeline_class(**{**dict.fromkeys(names), **arguments})
     pipeline.register_to_config(_name_or_path=str(path))
     return pipeline if device is None else pipeline.to(device)

@@ -1,0 +1,61 @@
+"""diffusers' pipeline with the weights of ours, as the oracle for whole calls."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import cache
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+
+from sfumato.pipelines.stable_diffusion import StableDiffusionPipeline
+from tests.pipelines.tiny import tokenizer
+
+
+@cache
+def oracle_tokenizer() -> Any:
+    """transformers' tokenizer, loaded from a folder that ours wrote."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer().save_pretrained(folder)
+        return transformers.CLIPTokenizerFast.from_pretrained(folder)
+
+
+def oracle_scheduler(scheduler: Any) -> Any:
+    """diffusers' scheduler of the same class and configuration."""
+    return getattr(diffusers, type(scheduler).__name__).from_config(dict(scheduler.config))
+
+
+def oracle_network(network: Any) -> Any:
+    """The oracle's network of the same class, configuration and weights."""
+    name, config = type(network).__name__, network.config.to_dict()
+    if hasattr(transformers, name):
+        oracle = getattr(transformers, name)(transformers.CLIPTextConfig(**config))
+    else:
+        oracle = getattr(diffusers, name).from_config(config)
+    oracle.load_state_dict(network.state_dict(), strict=True)
+    return oracle.eval()
+
+
+def oracle_of(pipeline: StableDiffusionPipeline) -> Any:
+    """diffusers' pipeline with the same weights."""
+    oracle = diffusers.StableDiffusionPipeline(
+        vae=oracle_network(pipeline.vae),
+        text_encoder=oracle_network(pipeline.text_encoder),
+        tokenizer=oracle_tokenizer(),
+        unet=oracle_network(pipeline.unet),
+        scheduler=oracle_scheduler(pipeline.scheduler),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    oracle.set_progress_bar_config(disable=True)
+    return oracle
+
+
+def distance(ours: torch.Tensor, oracle: torch.Tensor) -> float:
+    """The largest difference, relative to the largest value or 1."""
+    assert ours.shape == oracle.shape
+    assert ours.dtype == oracle.dtype
+    return ((ours - oracle).abs().max() / oracle.abs().max().clamp(min=1)).item()
