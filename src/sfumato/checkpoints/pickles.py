@@ -17,7 +17,6 @@ import torch
 
 from sfumato.checkpoints.files import open_regular, shown
 from sfumato.checkpoints.header import DTYPE_BITS
-from sfumato.checkpoints.pickle_machine import Opaque
 from sfumato.checkpoints.tensors import (
     CHECK_FINITE_BELOW,
     MAP_FROM_BYTES,
@@ -25,10 +24,16 @@ from sfumato.checkpoints.tensors import (
     cast,
     require_finite,
 )
-from sfumato.checkpoints.torch_file import StoredTensor, TorchFile, read_torch_file
+from sfumato.checkpoints.torch_file import (
+    TorchFile,
+    check_stored,
+    read_torch_file,
+    stored_tensors,
+)
+from sfumato.checkpoints.torch_rebuild import StoredTensor
 from sfumato.errors import CheckpointError
 
-#: How deeply a table of tensors may lie in others: ``{"state_dict": {"state_dict": {...}}}``.
+#: How deeply the tables of a file may lie in each other.
 _MAX_DEPTH = 8
 
 
@@ -99,33 +104,6 @@ def _replace(
     return done[id(value)]
 
 
-def stored_tensors(file: TorchFile) -> dict[str, StoredTensor]:
-    """The table of tensors in a checkpoint, wherever it lies; its tensors are checked.
-
-    Raises:
-        CheckpointError: when there is none, or a tensor is not what a checkpoint holds.
-    """
-    content = file.content
-    for _ in range(_MAX_DEPTH):
-        content = content.items if isinstance(content, Opaque) else content
-        inner = content.get("state_dict") if isinstance(content, Mapping) else None
-        if not isinstance(inner, Mapping | Opaque):
-            break
-        content = inner
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{shown(file.path)} holds no table of tensors.")
-    table = {k: v for k, v in content.items() if isinstance(v, StoredTensor)}
-    if not table:
-        raise CheckpointError(f"{shown(file.path)} holds no tensor.")
-    for name, tensor in table.items():
-        if not isinstance(name, str):
-            raise CheckpointError(
-                f"{shown(file.path)}: the tensor name {ascii(name)[:80]} is no text."
-            )
-        _check(file, name, tensor)
-    return table
-
-
 def load_tensors(
     file: TorchFile,
     tensors: Mapping[str, StoredTensor],
@@ -141,7 +119,7 @@ def load_tensors(
         CheckpointError: when a tensor is not what a checkpoint holds, or not finite.
     """
     for name, tensor in tensors.items():
-        _check(file, name, tensor)
+        check_stored(file, name, tensor)
     mmap = file.size >= MAP_FROM_BYTES if mmap is None else mmap
     stays = dtype is None or all(TORCH_DTYPES[t.dtype] == dtype for t in tensors.values())
     result = {}
@@ -202,24 +180,3 @@ class _Storages:
                 )
             self.read[key] = raw
         return self.read[key]
-
-
-def _check(file: TorchFile, name: str, tensor: StoredTensor) -> None:
-    """Raise `CheckpointError` unless the tensor is plain and lies in the file.
-
-    Plain means that no number is used twice: a view that repeats its memory could claim any size
-    from a few bytes.
-    """
-    label = f"{shown(file.path)}: tensor {name[:80]!r}"
-    width = DTYPE_BITS[tensor.dtype] // 8
-    start_and_length = file.places.get(tensor.storage.key)
-    if start_and_length is None or start_and_length[1] != tensor.storage.size * width:
-        raise CheckpointError(f"{label} has no numbers in the file.", hint="Fetch the file again.")
-    count, last = 1, tensor.offset
-    for size, step in zip(tensor.shape, tensor.stride, strict=True):
-        count *= size
-        last += (size - 1) * step
-        if count > tensor.storage.size:
-            break
-    if 0 not in tensor.shape and not (count <= tensor.storage.size and last < tensor.storage.size):
-        raise CheckpointError(f"{label} is no plain tensor.")

@@ -7,7 +7,7 @@ files, and files whose numbers are converted on the way, are read tensor by tens
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -52,15 +52,17 @@ TORCH_DTYPES = {
 def read_safetensors(
     path: str | os.PathLike[str],
     *,
+    names: Iterable[str] | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     check_finite: bool | None = None,
     mmap: bool | None = None,
 ) -> dict[str, torch.Tensor]:
-    """All tensors of a safetensors file, by name.
+    """The tensors of a safetensors file, by name.
 
     Args:
         path: the file.
+        names: of the tensors to read, which the file has to hold; ``None`` for all.
         dtype: floating-point tensors are converted to it one at a time; others stay as they are.
             ``None`` keeps what the file holds.
         device: where the tensors go.
@@ -80,7 +82,10 @@ def read_safetensors(
             check_finite = header.file_size < CHECK_FINITE_BELOW
         if mmap is None:
             mmap = header.file_size >= MAP_FROM_BYTES
-        tensors = _mapped(path, header) if mmap and _stays(header, dtype) else _read(file, path)
+        if names is not None:
+            header = _narrowed(header, names, path)
+        stays = mmap and _stays(header, dtype)
+        tensors = _mapped(path, header) if stays else _read(file, path, header)
         result = {}
         for name, tensor in tensors:
             result[name] = converted = cast(tensor, dtype, device)
@@ -150,6 +155,15 @@ def require_finite(
     )
 
 
+def _narrowed(header: Header, names: Iterable[str], path: Path) -> Header:
+    """The header of some tensors, in the order of their bytes."""
+    wanted = set(names)
+    if missing := wanted - set(header.entries):
+        raise CheckpointError(f"{shown(path)} has no tensor {min(missing)[:80]!r}.")
+    entries = {name: entry for name, entry in header.entries.items() if name in wanted}
+    return Header(entries, header.metadata, header.file_size)
+
+
 def _stays(header: Header, dtype: torch.dtype | None) -> bool:
     """Whether no tensor of any size has to be converted, so that mapping saves a copy."""
     return dtype is None or all(
@@ -172,9 +186,7 @@ def _mapped(path: Path, header: Header) -> Iterator[tuple[str, torch.Tensor]]:
         raise CheckpointError(f"{shown(path)} cannot be mapped: {error}.") from error
 
 
-def _read(file: BinaryIO, path: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    file.seek(0)
-    header = parse_header(file, path)
+def _read(file: BinaryIO, path: Path, header: Header) -> Iterator[tuple[str, torch.Tensor]]:
     for name, entry in header.entries.items():
         dtype = _torch_dtype(path, name, entry)
         file.seek(entry.start)
@@ -182,6 +194,8 @@ def _read(file: BinaryIO, path: Path) -> Iterator[tuple[str, torch.Tensor]]:
         if raw.numel() and file.readinto(raw.numpy()) != raw.numel():  # type: ignore[attr-defined]
             raise CheckpointError(f"{shown(path)} changed while it was read.", hint="Try again.")
         yield name, raw.view(dtype).view(entry.shape)
+    if os.fstat(file.fileno()).st_size != header.file_size:
+        raise CheckpointError(f"{shown(path)} changed while it was read.", hint="Try again.")
 
 
 def _torch_dtype(path: Path, name: str, entry: TensorEntry) -> torch.dtype:

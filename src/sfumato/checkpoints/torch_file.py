@@ -15,81 +15,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sfumato.checkpoints import pickle_names
 from sfumato.checkpoints.files import open_regular, shown
 from sfumato.checkpoints.header import DTYPE_BITS, what_it_looks_like
-from sfumato.checkpoints.pickle_machine import Name, PickleError, read_pickle_data
+from sfumato.checkpoints.pickle_machine import Opaque, PickleError, read_pickle_data
 from sfumato.checkpoints.pickle_names import RefusedName
+from sfumato.checkpoints.torch_rebuild import Storage, StoredTensor, call, storage_of
 from sfumato.errors import CheckpointError
 
 #: The pickle of a checkpoint with an optimizer's state has some 3 MB.
 MAX_PICKLE_BYTES = 64 * 2**20
 
+#: How deeply a table of tensors may lie in others: ``{"state_dict": {"state_dict": {...}}}``.
+_MAX_DEPTH = 8
+
 ZIP_START = b"PK\x03\x04"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _FETCH_AGAIN = "Fetch the file again. Use a .safetensors file of the same model."
-
-#: Names of the format of safetensors for what torch calls the same storage.
-_STORAGES = {
-    "BoolStorage": "BOOL",
-    "ByteStorage": "U8",
-    "CharStorage": "I8",
-    "ShortStorage": "I16",
-    "IntStorage": "I32",
-    "LongStorage": "I64",
-    "HalfStorage": "F16",
-    "BFloat16Storage": "BF16",
-    "FloatStorage": "F32",
-    "DoubleStorage": "F64",
-    "ComplexFloatStorage": "C64",
-    "UntypedStorage": "U8",
-}
-_DTYPES = {
-    "bool": "BOOL",
-    "uint8": "U8",
-    "int8": "I8",
-    "int16": "I16",
-    "uint16": "U16",
-    "int32": "I32",
-    "uint32": "U32",
-    "int64": "I64",
-    "uint64": "U64",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "float32": "F32",
-    "float64": "F64",
-    "complex64": "C64",
-    "float8_e4m3fn": "F8_E4M3",
-    "float8_e5m2": "F8_E5M2",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Storage:
-    """A run of numbers in the file, which tensors are views of."""
-
-    key: str
-    dtype: str
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """A tensor as the file describes it; sizes are counted in numbers, not bytes.
-
-    Attributes:
-        dtype: in safetensors' spelling.
-        shape, stride: as torch has them.
-        offset: of the first number in the storage.
-        storage: where the numbers are.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    offset: int
-    storage: Storage
 
 
 @dataclass(frozen=True)
@@ -157,7 +99,7 @@ def _read_zip(file: BinaryIO, path: Path, size: int) -> TorchFile:
         if name.startswith(f"{folder}/data/")
     }
     data = _member_bytes(file, members[pickles[0]], size, MAX_PICKLE_BYTES)
-    content, stop = read_pickle_data(data, call=_call, persistent=_storage_of)
+    content, stop = read_pickle_data(data, call=call, persistent=storage_of)
     if stop != len(data):
         raise PickleError(f"its pickle has {len(data) - stop} bytes behind its end")
     return TorchFile(path, content, places, size)
@@ -224,25 +166,25 @@ def _read_legacy(file: BinaryIO, path: Path, size: int, start: bytes) -> TorchFi
     if (guess := what_it_looks_like(start)) and not start.startswith(b"\x80"):
         raise CheckpointError(f"{shown(path)} is not a torch checkpoint but {guess}.")
     data = file.read(MAX_PICKLE_BYTES)
-    magic, stop = read_pickle_data(data, call=_call)
+    magic, stop = read_pickle_data(data, call=call)
     protocol, stop = (
-        read_pickle_data(data, start=stop, call=_call) if magic == _LEGACY_MAGIC else (None, stop)
+        read_pickle_data(data, start=stop, call=call) if magic == _LEGACY_MAGIC else (None, stop)
     )
     if protocol != _LEGACY_PROTOCOL:
         raise PickleError("it is a pickle, but none that torch wrote")
-    system, stop = read_pickle_data(data, start=stop, call=_call)
+    system, stop = read_pickle_data(data, start=stop, call=call)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise PickleError("its numbers are stored in the order of another kind of machine")
     storages: dict[str, Storage] = {}
 
     def persistent(reference: Any) -> Storage:
-        storage = _storage_of(reference)
+        storage = storage_of(reference)
         if storages.setdefault(storage.key, storage) != storage:
             raise PickleError("it describes one storage in two ways")
         return storage
 
-    content, stop = read_pickle_data(data, start=stop, call=_call, persistent=persistent)
-    keys, stop = read_pickle_data(data, start=stop, call=_call)
+    content, stop = read_pickle_data(data, start=stop, call=call, persistent=persistent)
+    keys, stop = read_pickle_data(data, start=stop, call=call)
     return TorchFile(path, content, _legacy_places(file, keys, storages, stop, size), size)
 
 
@@ -267,88 +209,52 @@ def _legacy_places(
     return places
 
 
-# Names that torch's pickles have
+# Tensors
 
 
-def _call(name: Name, arguments: tuple[Any, ...]) -> Any:
-    rebuild = _REBUILD.get(str(name))
-    if rebuild is None:
-        return pickle_names.make(name, arguments)
-    try:
-        return rebuild(*arguments)
-    except TypeError:
-        raise PickleError(f"it calls `{name}` with wrong arguments") from None
+def stored_tensors(file: TorchFile) -> dict[str, StoredTensor]:
+    """The table of tensors in a checkpoint, wherever it lies; its tensors are checked.
+
+    Raises:
+        CheckpointError: when there is none, or a tensor is not what a checkpoint holds.
+    """
+    content = file.content
+    for _ in range(_MAX_DEPTH):
+        content = content.items if isinstance(content, Opaque) else content
+        inner = content.get("state_dict") if isinstance(content, Mapping) else None
+        if not isinstance(inner, Mapping | Opaque):
+            break
+        content = inner
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{shown(file.path)} holds no table of tensors.")
+    table = {k: v for k, v in content.items() if isinstance(v, StoredTensor)}
+    if not table:
+        raise CheckpointError(f"{shown(file.path)} holds no tensor.")
+    for name, tensor in table.items():
+        if not isinstance(name, str):
+            raise CheckpointError(
+                f"{shown(file.path)}: the tensor name {ascii(name)[:80]} is no text."
+            )
+        check_stored(file, name, tensor)
+    return table
 
 
-def _storage_of(reference: Any) -> Storage:
-    """A storage from ``("storage", class, key, device, size[, view])``."""
-    if not isinstance(reference, tuple) or len(reference) not in (5, 6):
-        raise PickleError("it refers to something that is no storage")
-    label, kind, key, _, size, *view = reference
-    name = kind.name if isinstance(kind, Name) else ""
-    if label != "storage" or name not in _STORAGES or view not in ([], [None]):
-        raise PickleError(f"it has the unsupported storage {name[:80]!r}")
-    if not isinstance(key, str) or not _is_size(size):
-        raise PickleError("it has a damaged storage")
-    return Storage(key, _STORAGES[name], size)
+def check_stored(file: TorchFile, name: str, tensor: StoredTensor) -> None:
+    """Raise `CheckpointError` unless the tensor is plain and lies in the file.
 
-
-def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**62
-
-
-def _sizes(values: Any) -> tuple[int, ...]:
-    if not isinstance(values, list | tuple) or len(values) > 64 or not all(map(_is_size, values)):
-        raise PickleError("it has a tensor with impossible sizes")
-    return tuple(values)
-
-
-def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> StoredTensor:
-    if not isinstance(storage, Storage) or not _is_size(offset):
-        raise PickleError("it has a tensor without numbers")
-    sizes, steps = _sizes(shape), _sizes(stride)
-    if len(sizes) != len(steps):
-        raise PickleError("it has a tensor with impossible sizes")
-    return StoredTensor(storage.dtype, sizes, steps, offset, storage)
-
-
-def _tensor_of_dtype(
-    storage: Any, offset: Any, shape: Any, stride: Any, _grad: Any, _hooks: Any, dtype: Any, *_: Any
-) -> StoredTensor:
-    """``_rebuild_tensor_v3``: the storage is plain bytes, the dtype is said beside it."""
-    tensor = _tensor(storage, offset, shape, stride)
-    name = dtype.name if isinstance(dtype, Name) and dtype.module == "torch" else ""
-    if name not in _DTYPES:
-        raise PickleError(f"it has a tensor of the unsupported dtype {name[:40]!r}")
-    width = DTYPE_BITS[_DTYPES[name]] // 8
-    view = Storage(tensor.storage.key, _DTYPES[name], tensor.storage.size // width)
-    return StoredTensor(_DTYPES[name], tensor.shape, tensor.stride, tensor.offset, view)
-
-
-def _first(value: Any, *_: Any) -> Any:
-    """A parameter is its tensor; gradients and hooks are of no interest."""
-    if not isinstance(value, StoredTensor):
-        raise PickleError("it has a parameter that is no tensor")
-    return value
-
-
-def _of_type(function: Any, _type: Any, arguments: Any, *_: Any) -> Any:
-    """A tensor of a class derived from `torch.Tensor`."""
-    if not isinstance(function, Name) or not isinstance(arguments, tuple):
-        raise PickleError("it has a damaged tensor")
-    if str(function) not in _PLAIN_REBUILD:
-        raise PickleError(f"it has a tensor made by `{function}`, which is unsupported")
-    return _call(function, arguments)
-
-
-_PLAIN_REBUILD: dict[str, Any] = {
-    "torch._utils._rebuild_tensor": _tensor,
-    "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_tensor_v3": _tensor_of_dtype,
-    "torch._utils._rebuild_parameter": _first,
-    "torch._utils._rebuild_parameter_with_state": _first,
-}
-_REBUILD: dict[str, Any] = {
-    **_PLAIN_REBUILD,
-    "torch._tensor._rebuild_from_type_v2": _of_type,
-}
+    Plain means that no number is used twice: a view that repeats its memory could claim any size
+    from a few bytes.
+    """
+    label = f"{shown(file.path)}: tensor {name[:80]!r}"
+    width = DTYPE_BITS[tensor.dtype] // 8
+    start_and_length = file.places.get(tensor.storage.key)
+    if start_and_length is None or start_and_length[1] != tensor.storage.size * width:
+        raise CheckpointError(f"{label} has no numbers in the file.", hint="Fetch the file again.")
+    count, last = 1, tensor.offset
+    for size, step in zip(tensor.shape, tensor.stride, strict=True):
+        count *= size
+        last += (size - 1) * step
+        if count > tensor.storage.size:
+            break
+    if 0 not in tensor.shape and not (count <= tensor.storage.size and last < tensor.storage.size):
+        raise CheckpointError(f"{label} is no plain tensor.")
