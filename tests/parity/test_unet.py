@@ -180,3 +180,18 @@ def test_gradients_are_those_of_diffusers() -> None:
         assert parameter.grad is not None
         error = (parameter.grad - expected[name].grad).abs().max()
         assert error <= 1e-5 * expected[name].grad.abs().max() + 1e-7, name
+
+
+def test_depths_per_layer_concern_only_blocks_with_transformers() -> None:
+    pair = make_pair(
+        {
+            **SMALL,
+            "layers_per_block": 2,
+            "attention_head_dim": 4,
+            "down_block_types": ("AttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "AttnUpBlock2D"),
+            "transformer_layers_per_block": ((1,), (1, 2)),
+            "reverse_transformer_layers_per_block": ((1, 1, 2), (1,)),
+        }
+    )
+    assert_equal_outputs(pair, small_inputs())

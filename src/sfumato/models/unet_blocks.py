@@ -24,8 +24,7 @@ class UNetBlock(nn.Module):
     def __init__(self, stage: Stage, config: UNet2DConditionConfig, time_dim: int) -> None:
         super().__init__()
         self.has_cross_attention = stage.attention in ("transformer", "added")
-        attentions = [_attention(stage, config, depth) for depth in stage.depths]
-        self.attentions = nn.ModuleList(a for a in attentions if a is not None)
+        self.attentions = nn.ModuleList(_attention(stage, config, d) for d in stage.depths)
         self.resnets = nn.ModuleList(
             _resnet(stage, config, time_dim, channels) for channels in stage.in_channels
         )
@@ -174,7 +173,7 @@ def _resnet(
     )
 
 
-def _attention(stage: Stage, config: UNet2DConditionConfig, depth: int) -> nn.Module | None:
+def _attention(stage: Stage, config: UNet2DConditionConfig, depth: int) -> nn.Module:
     """The attention after one residual block; see `sfumato.models.unet_stages.KINDS`."""
     width, groups = stage.out_channels, config.norm_num_groups
     if stage.attention == "transformer":
@@ -198,17 +197,15 @@ def _attention(stage: Stage, config: UNet2DConditionConfig, depth: int) -> nn.Mo
             eps=config.norm_eps,
             residual_connection=True,
         )
-    if stage.attention == "added":
-        return Attention(
-            width,
-            width,
-            heads=stage.heads,
-            dim_head=stage.dim_head,
-            bias=True,
-            cross_attention_norm=config.cross_attention_norm,
-            added_kv_proj_dim=stage.context_dim,
-            only_cross_attention=stage.only_cross_attention,
-            norm_num_groups=groups,
-            residual_connection=True,
-        )
-    return None
+    return Attention(
+        width,
+        width,
+        heads=stage.heads,
+        dim_head=stage.dim_head,
+        bias=True,
+        cross_attention_norm=config.cross_attention_norm,
+        added_kv_proj_dim=stage.context_dim,
+        only_cross_attention=stage.only_cross_attention,
+        norm_num_groups=groups,
+        residual_connection=True,
+    )

@@ -48,7 +48,7 @@ class Stage:
         attention: kind of attention after each residual block; see `KINDS`.
         in_channels: channels that each residual block receives.
         out_channels: channels that the block works in and returns.
-        depths: transformer blocks after each residual block.
+        depths: one entry for each attention: the number of its transformer blocks.
         heads: attention heads.
         dim_head: channels of a head (of attentions that are not in a transformer).
         context_dim: channels of the text.
@@ -199,9 +199,9 @@ def _stage(
             else f"`attention_head_dim` asks for heads of {dim_head} channels in a {kind} with "
             f"{out_channels} channels."
         )
-    attentions = len(in_channels) - (1 if is_mid else 0)
-    depths = each(depths, attentions)
-    if attention == "transformer" and len(depths) < attentions:
+    attentions = 0 if attention is None else len(in_channels) - (1 if is_mid else 0)
+    depths = each(depths if attention == "transformer" else 1, attentions)
+    if len(depths) < attentions:
         raise ConfigError(
             f"`transformer_layers_per_block` (or its reverse) gives {len(depths)} depths to a "
             f"{kind} with {attentions} attentions."
