@@ -23,6 +23,7 @@ from sfumato.errors import CheckpointError, WeightsMismatchError
 from sfumato.models.autoencoder import AutoencoderKL
 from sfumato.models.unet import UNet2DConditionModel
 from sfumato.text.clip import CLIPTextModel
+from tests.checkpoints.tiny import UNET
 from tests.faults.hostile_files import (
     call_pickle,
     entry,
@@ -34,16 +35,6 @@ from tests.faults.hostile_files import (
 )
 
 FIVE = struct.pack("<5f", *range(5))
-
-TINY_UNET = {
-    "block_out_channels": (8, 16),
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-    "norm_num_groups": 4,
-    "cross_attention_dim": 12,
-    "attention_head_dim": 2,
-    "layers_per_block": 1,
-}
 
 
 def refused(path: Path, content: bytes) -> str:
@@ -65,7 +56,7 @@ def weights(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def unet_folder(tmp_path: Path) -> Path:
-    UNet2DConditionModel(**TINY_UNET).save_pretrained(tmp_path / "unet")
+    UNet2DConditionModel(**UNET).save_pretrained(tmp_path / "unet")
     return tmp_path / "unet"
 
 
@@ -114,9 +105,9 @@ def test_a_truncated_file_is_reported_with_both_sizes_and_at_once(weights: Path)
     whole = weights.read_bytes()
     cuts = [1, 4, len(whole) // 2]
     for cut in cuts:
-        started = time.perf_counter()
+        started = time.process_time()
         message = refused(weights, whole[:-cut])
-        assert time.perf_counter() - started < 0.1
+        assert time.process_time() - started < 0.1
         assert str(len(whole) - cut) in message and "cut short" in message
         if cut != cuts[-1]:  # a cut through the header leaves no word of the whole size
             assert str(len(whole)) in message
@@ -216,7 +207,7 @@ def test_spaces_that_align_the_data_are_accepted(tmp_path: Path) -> None:
 
 
 def test_weights_of_other_shapes_are_listed_with_a_guess_what_they_are(unet_folder: Path) -> None:
-    wide = UNet2DConditionModel(**{**TINY_UNET, "cross_attention_dim": 2048})
+    wide = UNet2DConditionModel(**{**UNET, "cross_attention_dim": 2048})
     save_file(wide.state_dict(), unet_folder / "diffusion_pytorch_model.safetensors")
     with pytest.raises(WeightsMismatchError) as caught:
         UNet2DConditionModel.from_pretrained(unet_folder)
@@ -265,7 +256,7 @@ def test_nan_and_infinity_are_refused_with_the_name_of_the_tensor(
     bad = torch.zeros(100, 7, dtype=dtype)
     bad[41, 3] = value
     save_safetensors({"good": torch.zeros(3), "layer.bad": bad}, path)
-    with pytest.raises(CheckpointError, match="'layer.bad' holds 1 NaN or infinite"):
+    with pytest.raises(CheckpointError, match=r"'layer\.bad' holds 1 NaN or infinite"):
         read_safetensors(path, mmap=mmap)
     assert set(read_safetensors(path, check_finite=False, mmap=mmap)) == {"good", "layer.bad"}
 
@@ -288,7 +279,7 @@ def test_numbers_that_overflow_the_dtype_asked_for_are_told_apart_from_damage(
 ) -> None:
     path = tmp_path / "m.safetensors"
     save_safetensors({"big": torch.tensor([1e6])}, path)
-    with pytest.raises(CheckpointError, match="too large for torch.float16"):
+    with pytest.raises(CheckpointError, match=r"too large for torch\.float16"):
         read_safetensors(path, dtype=torch.float16)
 
 
@@ -551,9 +542,13 @@ def test_impossible_names_are_errors_of_one_line(name: str) -> None:
         message.encode("utf-8")
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read all")
-def test_a_file_without_permission_is_an_error(weights: Path) -> None:
-    weights.chmod(0)
+def test_a_file_without_permission_is_an_error(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("sfumato.checkpoints.files.os.open", refuse)  # root may read all
     with pytest.raises(CheckpointError, match="Permission denied"):
         read_safetensors(weights)
 

@@ -121,9 +121,10 @@ def atomic_directory(
 
 
 def _move_files(source: Path, target: Path) -> None:
-    for directory, _, names in os.walk(source):
+    """Rename all files; JSON comes last, because an index must not name files still to come."""
+    for directory, _, names in os.walk(source, topdown=False):
         place = target / Path(directory).relative_to(source)
-        place.mkdir(exist_ok=True)
-        for name in names:
+        place.mkdir(parents=True, exist_ok=True)
+        for name in sorted(names, key=lambda name: (name.endswith(".json"), name)):
             os.replace(Path(directory, name), place / name)
         fsync_path(place)

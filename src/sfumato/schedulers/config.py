@@ -75,7 +75,11 @@ class SchedulerConfig(Config):
         values = dict(values)
         betas = values.get("trained_betas")
         if betas is not None:
-            values["trained_betas"] = tuple(float(beta) for beta in betas)
+            try:
+                values["trained_betas"] = tuple(float(beta) for beta in betas)
+            except (TypeError, ValueError):
+                name = cls.__name__.removesuffix("Config")
+                raise ConfigError(f"`{name}.trained_betas` has to be a list of numbers.") from None
         for name, words in cls.translations.items():
             if isinstance(values.get(name), str):
                 values[name] = words.get(values[name], values[name])
