@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +110,8 @@ def _parse_entries(raw: bytes) -> tuple[dict[str, TensorEntry], dict[str, str]]:
         )
     except RecursionError:
         raise ValueError("its JSON is nested too deeply") from None
+    if re.search(rb"\\u[dD][89abAB]", raw):  # half a surrogate pair is no text; Python lets it pass
+        json.dumps(table, ensure_ascii=False).encode("utf-8")
     metadata = table.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ValueError("`__metadata__` is not a map from text to text")

@@ -135,6 +135,8 @@ def _checked_members(file: BinaryIO, path: Path, size: int) -> dict[str, zipfile
 
 def _place(file: BinaryIO, member: zipfile.ZipInfo, size: int) -> tuple[int, int]:
     """First byte and length of an uncompressed member."""
+    if not 0 <= member.header_offset < size:
+        raise PickleError("its archive is damaged")
     file.seek(member.header_offset)
     local = file.read(30)
     if len(local) != 30 or not local.startswith(ZIP_START):
