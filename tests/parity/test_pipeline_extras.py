@@ -93,7 +93,7 @@ def test_a_safety_checker_of_diffusers_is_saved_where_it_finds_it(tmp_path: Path
     assert oracle.feature_extractor.crop_size == {"height": 24, "width": 24}
 
 
-def _adapter(unet: Any, image_width: int, tokens: int = 2) -> dict[str, Any]:
+def _adapter(unet: Any, image_width: int, tokens: int = 4) -> dict[str, Any]:
     """Random weights of an IP-Adapter for a UNet."""
     generator = seeded(6)
 

@@ -121,7 +121,7 @@ class VaeImageProcessor:
             height: rows wanted; by default those of the picture, cut to a multiple of the factor.
             width: columns wanted, likewise.
             resize_mode: ``default`` stretches, ``fill`` shows all and extends the edges, ``crop``
-                covers and cuts; the latter two for PIL pictures only.
+                covers and cuts. Arrays and tensors are always stretched.
             crops_coords: left, upper, right and lower edge cut from PIL pictures first.
 
         Raises:
@@ -138,7 +138,7 @@ class VaeImageProcessor:
                 return batch
             if self.config.do_resize:
                 size = self.get_default_height_width(batch, height, width)
-                batch = self.resize(batch, *size, resize_mode=resize_mode)
+                batch = self.resize(batch, *size)
         return self._to_range(batch)
 
     def postprocess(
