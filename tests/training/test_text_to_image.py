@@ -99,6 +99,15 @@ def test_latents_have_to_match_the_pictures(pictures: Path, architecture: Path) 
         )
 
 
+def test_latents_have_to_fit_the_unet(pictures: Path, architecture: Path) -> None:
+    recipe, examples = make(pictures, architecture)
+    tokenizer = CLIPTokenizer(model_max_length=12)
+    networks = (recipe.unet, recipe.text_encoder, tokenizer)
+    with pytest.raises(ConfigError, match=r"have 6 channels, but the UNet takes 4"):
+        latents = torch.randn(8, 6, 16, 16)
+        TextToImageRecipe(*networks, latents, examples, NoiseConfig(), recipe.config)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -91,8 +91,11 @@ def autoencoder(
 def text_to_image(
     data: Data,
     output: Output,
-    autoencoder: Annotated[Path, typer.Option(help="Trained autoencoder's folder.")],
+    autoencoder: Annotated[Path | None, typer.Option(help="Trained autoencoder's folder.")] = None,
     architecture: Architecture = None,
+    init: Annotated[
+        Path | None, typer.Option(help="Model folder to start from instead of noise.")
+    ] = None,
     image_size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = 128,
     prediction_type: Annotated[
         str, typer.Option(help="epsilon, v_prediction or sample.")
@@ -128,6 +131,7 @@ def text_to_image(
         config,
         autoencoder=autoencoder,
         architecture=architecture,
+        init=init,
         image_size=image_size,
         sample_every=sample_every,
     )

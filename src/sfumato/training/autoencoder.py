@@ -29,7 +29,6 @@ from sfumato.training.data import Example, batch_indices, load_picture, read_fol
 from sfumato.training.loop import DTYPES, TrainConfig
 from sfumato.training.run import prepare, read_architecture, run_to_end
 
-
 #: Standard deviation of unanchored latents over that of opponent colours, roughly.
 ANCHOR_SCALE = 4.0
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Self
 
 import torch
 from PIL import Image
@@ -41,7 +42,7 @@ from sfumato.training.losses import (
 )
 from sfumato.training.run import prepare, read_architecture, run_to_end
 
-#: Keys of ``scheduler.json`` that say how noise is added in training.
+#: Fields of a scheduler that say how noise is added in training.
 NOISE_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
 #: Pictures on a sample sheet.
 SHEET = 32
@@ -92,6 +93,12 @@ class TextToImageRecipe:
     ) -> None:
         if len(latents) != len(examples):
             raise DatasetError(f"{len(latents)} latents for {len(examples)} pictures.")
+        if latents.shape[1] != unet.config.in_channels:
+            raise ConfigError(
+                f"The autoencoder's latents have {latents.shape[1]} channels, but the UNet takes "
+                f"{unet.config.in_channels}.",
+                hint="Set `in_channels` and `out_channels` in unet.json.",
+            )
         self.unet, self.text_encoder, self.config = unet, text_encoder, config
         self.modules: dict[str, nn.Module] = {"unet": unet, "text_encoder": text_encoder}
         self.latents = latents
@@ -99,6 +106,19 @@ class TextToImageRecipe:
         self.nothing = _tokenize(tokenizer, [""])[0]
         self.first = torch.tensor([0, *accumulate(len(e.captions) for e in examples)])
         self.alpha_bar = torch.tensor(alphas_cumprod(noise), dtype=torch.float32)
+
+    @classmethod
+    def of_pipeline(
+        cls,
+        pipeline: StableDiffusionPipeline,
+        latents: Tensor,
+        examples: Sequence[Example],
+        config: TextToImageTraining,
+    ) -> Self:
+        """The recipe that trains a pipeline's networks with its scheduler's noise."""
+        noise = NoiseConfig(**{key: pipeline.scheduler.config[key] for key in NOISE_KEYS})
+        networks = (pipeline.unet, pipeline.text_encoder, pipeline.tokenizer)
+        return cls(*networks, latents, examples, noise, config)
 
     def loss(self, index: int, generator: torch.Generator) -> dict[str, Tensor]:
         config = self.config
@@ -147,49 +167,75 @@ def train_text_to_image(
     output: Path,
     config: TextToImageTraining,
     *,
-    autoencoder: Path,
+    autoencoder: Path | None = None,
     architecture: Path | None = None,
+    init: Path | None = None,
     image_size: int = 128,
     sample_every: int = 500,
 ) -> Path:
     """Train a second stage; returns the folder of the finished pipeline, weights in bfloat16.
 
     Args:
-        autoencoder: folder of the first stage.
+        autoencoder: folder of the first stage; with ``init``, the one in there by default.
         architecture: folder with ``unet.json``, ``text_encoder.json`` and ``scheduler.json``.
+        init: pipeline folder to start from instead of random weights.
 
     Raises:
         DatasetError, ConfigError, NumericalError: see their descriptions.
     """
+    if autoencoder is None:
+        if init is None:
+            raise ConfigError("A first stage is needed.", hint="Give --autoencoder or --init.")
+        autoencoder = init / "vae"
     examples = read_folder(data)
-    parts = {n: read_architecture(architecture, n) for n in ("unet", "text_encoder", "scheduler")}
-    parts["scheduler"]["prediction_type"] = config.prediction_type
-    vae = AutoencoderKL.from_pretrained(autoencoder, dtype=torch.float32)
-    latents = cached_latents(vae, autoencoder, examples, image_size, output)
+    vae = AutoencoderKL.from_pretrained(autoencoder, dtype=torch.float32).eval()
     torch.manual_seed(config.seed)
-    unet = UNet2DConditionModel.from_config(parts["unet"])
-    text_encoder = CLIPTextModel.from_config(parts["text_encoder"])
-    tokenizer = CLIPTokenizer(model_max_length=text_encoder.config.max_position_embeddings)
-    scheduler = DPMSolverMultistepScheduler.from_config(parts["scheduler"])
-    noise = NoiseConfig(**{k: parts["scheduler"][k] for k in NOISE_KEYS if k in parts["scheduler"]})
-    recipe = TextToImageRecipe(unet, text_encoder, tokenizer, latents, examples, noise, config)
-    trainer = prepare(recipe, config, output, {"architecture": parts, "image_size": image_size})
-    pipeline = StableDiffusionPipeline(
-        vae=vae.eval(),
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    pipeline = continued_pipeline(init, vae) if init else new_pipeline(architecture, vae, config)
+    trained_for = pipeline.scheduler.config.prediction_type
+    if trained_for != config.prediction_type:
+        raise ConfigError(
+            f"'{init}' was trained for {trained_for}, not {config.prediction_type}.",
+            hint=f"Give --prediction-type {trained_for}.",
+        )
+    latents = cached_latents(vae, autoencoder, examples, image_size, output)
+    recipe = TextToImageRecipe.of_pipeline(pipeline, latents, examples, config)
+    parts = {name: module.config.to_dict() for name, module in recipe.modules.items()}
+    settings = {"architecture": parts, "image_size": image_size, "init": init and str(init)}
+    trainer = prepare(recipe, config, output, settings)
     prompts = [e.captions[0] for e in examples[:: max(1, len(examples) // SHEET)][:SHEET]]
     run_to_end(trainer, sample_every, lambda: draw_sheet(pipeline, prompts))
     with trainer.averaged():
         pipeline.to(torch.bfloat16)
         pipeline.save_pretrained(output / "model")
     return output / "model"
+
+
+def new_pipeline(
+    architecture: Path | None, vae: AutoencoderKL, config: TextToImageTraining
+) -> StableDiffusionPipeline:
+    """A pipeline around ``vae`` whose other networks hold random weights."""
+    parts = {n: read_architecture(architecture, n) for n in ("unet", "text_encoder", "scheduler")}
+    unet = UNet2DConditionModel.from_config(parts["unet"])
+    text_encoder = CLIPTextModel.from_config(parts["text_encoder"])
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=CLIPTokenizer(model_max_length=text_encoder.config.max_position_embeddings),
+        unet=unet,
+        scheduler=DPMSolverMultistepScheduler.from_config(
+            parts["scheduler"], prediction_type=config.prediction_type
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def continued_pipeline(init: Path, vae: AutoencoderKL) -> StableDiffusionPipeline:
+    """The pipeline in ``init``, in float32, with ``vae`` as its first stage."""
+    return StableDiffusionPipeline.from_pretrained(
+        init, vae=vae, dtype=torch.float32, safety_checker=None, requires_safety_checker=False
+    )
 
 
 def draw_sheet(pipeline: StableDiffusionPipeline, prompts: Sequence[str]) -> Image.Image:
