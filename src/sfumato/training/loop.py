@@ -56,7 +56,10 @@ class TrainConfig(Config):
 class Recipe(Protocol):
     """What the loop needs to know of a kind of training."""
 
-    modules: Mapping[str, nn.Module]
+    @property
+    def modules(self) -> Mapping[str, nn.Module]:
+        """The networks that learn, by name."""
+        ...
 
     def loss(self, index: int, generator: torch.Generator) -> dict[str, Tensor]:
         """The terms of step ``index``'s loss, scalars; ``"loss"`` is the one to minimise."""

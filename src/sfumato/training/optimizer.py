@@ -122,10 +122,9 @@ class Optimizer:
         self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
         with torch.no_grad():
-            torch._foreach_lerp_(
-                list(self.averages.values()), masters, 1 - ema_decay(self.config, step)
-            )
+            share = 1 - ema_decay(self.config, step)
             for key, weight in self.weights.items():
+                self.averages[key].lerp_(self.masters[key], share)
                 weight.copy_(self.masters[key])
         return norm
 

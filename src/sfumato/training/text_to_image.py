@@ -199,7 +199,8 @@ def train_text_to_image(
         )
     latents = cached_latents(vae, autoencoder, examples, image_size, output)
     recipe = TextToImageRecipe.of_pipeline(pipeline, latents, examples, config)
-    parts = {name: module.config.to_dict() for name, module in recipe.modules.items()}
+    networks = {"unet": recipe.unet, "text_encoder": recipe.text_encoder}
+    parts = {name: network.config.to_dict() for name, network in networks.items()}
     settings = {"architecture": parts, "image_size": image_size, "init": init and str(init)}
     trainer = prepare(recipe, config, output, settings)
     prompts = [e.captions[0] for e in examples[:: max(1, len(examples) // SHEET)][:SHEET]]
@@ -248,5 +249,7 @@ def draw_sheet(pipeline: StableDiffusionPipeline, prompts: Sequence[str]) -> Ima
         guidance_scale=4.0,
         generator=seeds,
         output_type="pt",
+        return_dict=False,
     )
-    return picture_grid(drawn.images * 2 - 1, columns=8)
+    pictures: Tensor = drawn[0]
+    return picture_grid(pictures * 2 - 1, columns=8)
