@@ -1,0 +1,118 @@
+"""Strengths of adapters: one number, or numbers per block of a UNet as in diffusers.
+
+    1.0
+    {"down": 0.5, "mid": 1.0, "up": {"block_0": 0.6, "block_1": [0.4, 0.8, 1.0]}}
+
+What a dictionary does not mention has strength 1. A number for a half or a block holds for all of
+its layers; a list has one number per layer of the block.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from sfumato.errors import InputError, did_you_mean
+
+#: As users give it; see the module's docstring.
+Strength = float | Mapping[str, Any]
+
+#: Beyond this a strength is a slip, and 16-bit numbers overflow.
+MAX_STRENGTH = 10_000.0
+
+_LAYER = re.compile(r"(down|up)_blocks\.(\d+)\.\w+\.(\d+)(?:\.|$)")
+
+
+def check_number(value: Any, label: str = "The strength of an adapter") -> float:
+    """The number, when it can be a strength.
+
+    Raises:
+        InputError: it is no number, not finite, or huge.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"{label} has to be a number but is {str(value)[:80]!r}.")
+    if not math.isfinite(value) or abs(value) > MAX_STRENGTH:
+        raise InputError(
+            f"{label} has to be a finite number up to {MAX_STRENGTH:g} but is {value!r}."
+        )
+    return float(value)
+
+
+def resolve(strength: Strength | None, paths: Iterable[str]) -> Callable[[str], float]:
+    """A function from a layer's path to its strength.
+
+    Args:
+        strength: a number, a dictionary of blocks, or None for 1.
+        paths: all layers of the network, which tell what blocks there are.
+
+    Raises:
+        InputError: a number is wrong, or there is no such block.
+    """
+    if strength is None:
+        return lambda path: 1.0
+    if not isinstance(strength, Mapping):
+        number = check_number(strength)
+        return lambda path: number
+    depths = _depths(paths)
+    for key in strength:
+        if key not in ("down", "mid", "up"):
+            raise InputError(
+                f"Strengths per block have the keys 'down', 'mid' and 'up', not {str(key)[:40]!r}."
+                f"{did_you_mean(str(key), ('down', 'mid', 'up'))}"
+            )
+    table = {
+        (half, block, layer): number
+        for half in ("down", "up")
+        for block, numbers in _blocks(half, strength.get(half, 1.0), depths[half]).items()
+        for layer, number in enumerate(numbers)
+    }
+    middle = strength.get("mid", 1.0)
+    if isinstance(middle, Sequence) and not isinstance(middle, str) and len(middle) == 1:
+        middle = middle[0]
+    mid = check_number(middle, "The strength for 'mid'")
+
+    def at(path: str) -> float:
+        if found := _LAYER.match(path):
+            return table.get((found[1], int(found[2]), int(found[3])), 1.0)
+        return mid if path.startswith("mid_block.") else 1.0
+
+    return at
+
+
+def _depths(paths: Iterable[str]) -> dict[str, dict[int, int]]:
+    """Number of layers per block, of both halves."""
+    depths: dict[str, dict[int, int]] = {"down": {}, "up": {}}
+    for path in paths:
+        if found := _LAYER.match(path):
+            blocks = depths[found[1]]
+            blocks[int(found[2])] = max(blocks.get(int(found[2]), 0), int(found[3]) + 1)
+    return depths
+
+
+def _blocks(half: str, strength: Any, depths: Mapping[int, int]) -> dict[int, list[float]]:
+    if not isinstance(strength, Mapping):
+        return {block: _numbers(half, strength, depth) for block, depth in depths.items()}
+    known = {f"block_{block}": block for block in depths}
+    for key in strength:
+        if key not in known:
+            raise InputError(
+                f"Can't set a strength for '{half}.{str(key)[:40]}': the network has the blocks "
+                f"{', '.join(sorted(known)) or 'none'} there."
+            )
+    return {
+        block: _numbers(f"{half}.{key}", strength.get(key, 1.0), depths[block])
+        for key, block in known.items()
+    }
+
+
+def _numbers(label: str, strength: Any, depth: int) -> list[float]:
+    label = f"The strength for '{label}'"
+    if not isinstance(strength, Sequence) or isinstance(strength, str):
+        return [check_number(strength, label)] * depth
+    if len(strength) not in (1, depth):
+        raise InputError(f"{label} has {len(strength)} numbers for {depth} layers.")
+    return [
+        check_number(s, label) for s in (strength if len(strength) > 1 else [strength[0]] * depth)
+    ]
