@@ -34,6 +34,7 @@ TORCH_FREE = (
     "sfumato.diffusion.plan",
     "sfumato.diffusion.samplers",
     "sfumato.pipelines.sampler_names",
+    "sfumato.runtime.environment",
     "sfumato.checkpoints.metadata",
     "sfumato.checkpoints.png",
     "sfumato.cli",

@@ -231,8 +231,11 @@ def _prompts(words: list[str], option: str | None) -> tuple[str, ...]:
 
 def _draw_and_save(request: Request, output: str | None, as_json: bool) -> None:
     from sfumato.checkpoints.png import encode_png
-    from sfumato.cli.drawing import draw
     from sfumato.cli.pictures import write_new
+    from sfumato.runtime.environment import share_processors
+
+    share_processors()
+    from sfumato.cli.drawing import draw  # imports torch
 
     for drawn in draw(request):
         recipe = drawn.recipe
