@@ -152,6 +152,15 @@ def test_a_prompt_may_begin_with_a_dash_or_be_a_command(run: Run) -> None:
     assert "no model" in run("generate", "info", "-m", "nowhere").err
 
 
+def test_a_prompt_that_looks_like_a_command_is_drawn_and_pointed_out(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SFUMATO_MODEL", "nowhere")
+    said = run("docter")
+    assert "the command is `sfumato doctor`" in said.err and "no model" in said.err
+    assert "the command is" not in run("a doctor").err
+
+
 def test_options_come_from_the_environment_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SFUMATO_WIDTH", "7")
     assert "The width" in run("a").err

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 
 from sfumato.cli import console
@@ -68,6 +69,8 @@ def _run(words: list[str]) -> int:
     if words[0] in COMMANDS:
         name, program = words[0], f"sfumato {words[0]}"
         words = words[1:]
+    elif len(words) == 1 and (meant := get_close_matches(words[0], COMMANDS, n=1, cutoff=0.8)):
+        console.note(f"sfumato: drawing {words[0]!r}; the command is `sfumato {meant[0]}`")
     app = import_module(COMMANDS[name][0]).app
     from typer import Exit
     from typer.main import get_command
