@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sfumato.diffusion.denoise import denoise
     from sfumato.errors import (
+        AdapterError,
         CheckpointError,
         ConfigError,
         DatasetError,
@@ -59,32 +60,49 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_NAMES_BY_MODULE = {
-    "sfumato.diffusion.denoise": "denoise",
-    "sfumato.errors": (
-        "CheckpointError ConfigError DatasetError ImageError InputError MissingDependencyError"
-        " ModelNotFoundError NumericalError SfumatoError TokenizerError UnknownKeywordError"
-        " WeightsMismatchError"
-    ),
-    "sfumato.models.autoencoder": "AutoencoderKL",
-    "sfumato.models.unet": "UNet2DConditionModel",
-    "sfumato.outputs": "BaseOutput",
-    "sfumato.pipelines.base": "DiffusionPipeline",
-    "sfumato.pipelines.callbacks": "MultiPipelineCallbacks PipelineCallback SDCFGCutoffCallback",
-    "sfumato.pipelines.image_processor": "VaeImageProcessor",
-    "sfumato.pipelines.output": "StableDiffusionPipelineOutput",
-    "sfumato.pipelines.stable_diffusion": "StableDiffusionPipeline",
-    "sfumato.schedulers": (
-        "DDIMScheduler DDPMScheduler DPMSolverMultistepScheduler EulerAncestralDiscreteScheduler"
-        " EulerDiscreteScheduler KarrasDiffusionSchedulers LCMScheduler PNDMScheduler TCDScheduler"
-        " UniPCMultistepScheduler"
-    ),
-    "sfumato.text.clip": "CLIPTextModel CLIPTextModelWithProjection",
-    "sfumato.text.tokenizer": "CLIPTokenizer",
+#: Where each public name is at home.
+_MODULE_OF = {
+    "AdapterError": "sfumato.errors",
+    "AutoencoderKL": "sfumato.models.autoencoder",
+    "BaseOutput": "sfumato.outputs",
+    "CLIPTextModel": "sfumato.text.clip",
+    "CLIPTextModelWithProjection": "sfumato.text.clip",
+    "CLIPTokenizer": "sfumato.text.tokenizer",
+    "CheckpointError": "sfumato.errors",
+    "ConfigError": "sfumato.errors",
+    "DDIMScheduler": "sfumato.schedulers",
+    "DDPMScheduler": "sfumato.schedulers",
+    "DPMSolverMultistepScheduler": "sfumato.schedulers",
+    "DatasetError": "sfumato.errors",
+    "DiffusionPipeline": "sfumato.pipelines.base",
+    "EulerAncestralDiscreteScheduler": "sfumato.schedulers",
+    "EulerDiscreteScheduler": "sfumato.schedulers",
+    "ImageError": "sfumato.errors",
+    "InputError": "sfumato.errors",
+    "KarrasDiffusionSchedulers": "sfumato.schedulers",
+    "LCMScheduler": "sfumato.schedulers",
+    "MissingDependencyError": "sfumato.errors",
+    "ModelNotFoundError": "sfumato.errors",
+    "MultiPipelineCallbacks": "sfumato.pipelines.callbacks",
+    "NumericalError": "sfumato.errors",
+    "PNDMScheduler": "sfumato.schedulers",
+    "PipelineCallback": "sfumato.pipelines.callbacks",
+    "SDCFGCutoffCallback": "sfumato.pipelines.callbacks",
+    "SfumatoError": "sfumato.errors",
+    "StableDiffusionPipeline": "sfumato.pipelines.stable_diffusion",
+    "StableDiffusionPipelineOutput": "sfumato.pipelines.output",
+    "TCDScheduler": "sfumato.schedulers",
+    "TokenizerError": "sfumato.errors",
+    "UNet2DConditionModel": "sfumato.models.unet",
+    "UniPCMultistepScheduler": "sfumato.schedulers",
+    "UnknownKeywordError": "sfumato.errors",
+    "VaeImageProcessor": "sfumato.pipelines.image_processor",
+    "WeightsMismatchError": "sfumato.errors",
+    "denoise": "sfumato.diffusion.denoise",
 }
-_MODULE_OF = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names.split()}
 
 __all__ = [
+    "AdapterError",
     "AutoencoderKL",
     "BaseOutput",
     "CLIPTextModel",
