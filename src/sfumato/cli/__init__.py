@@ -69,8 +69,9 @@ def _run(words: list[str]) -> int:
     if words[0] in COMMANDS:
         name, program = words[0], f"sfumato {words[0]}"
         words = words[1:]
-    elif len(words) == 1 and (meant := get_close_matches(words[0], COMMANDS, n=1, cutoff=0.8)):
-        console.note(f"sfumato: drawing {words[0]!r}; the command is `sfumato {meant[0]}`")
+    elif len(words) == 1 and words[0].isalpha():  # a prompt, or a command mistyped
+        for meant in get_close_matches(words[0], COMMANDS, n=1, cutoff=0.8):
+            console.note(f"sfumato: drawing {words[0]!r}; the command is `sfumato {meant}`")
     app = import_module(COMMANDS[name][0]).app
     from typer import Exit
     from typer.main import get_command
