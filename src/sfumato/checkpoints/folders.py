@@ -158,7 +158,7 @@ def save_model(
         return
     folder = checked_path(path)
     bases = base_names(model)
-    shards = _split(_state_of(model), limit)
+    shards = _split(state_to_save(model), limit)
     names = file_names(bases[safe_serialization], safe_serialization, variant, len(shards))
     written = dict(zip(names, shards, strict=True))
     index = index_name(bases[safe_serialization], safe_serialization, variant)
@@ -260,7 +260,7 @@ def _read_all(
     return tensors
 
 
-def _state_of(model: nn.Module) -> dict[str, torch.Tensor]:
+def state_to_save(model: nn.Module) -> dict[str, torch.Tensor]:
     """What to save: parameters and buffers, without the copies that fused projections keep."""
     state = model.state_dict()
     return {k: v for k, v in state.items() if ".to_qkv." not in k and ".to_kv." not in k}

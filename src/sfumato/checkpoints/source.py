@@ -38,19 +38,27 @@ class Stored:
 
 
 class Source(Protocol):
-    """Tensors that can be read.
+    """Tensors that can be read."""
 
-    Attributes:
-        where: names the file in messages.
-        tensors: what there is.
-        metadata: text in the file.
-        facts: numbers and text beside the tensors, such as ``global_step``.
-    """
+    @property
+    def where(self) -> str:
+        """Names the file in messages."""
+        ...
 
-    where: str
-    tensors: Mapping[str, Stored]
-    metadata: Mapping[str, str]
-    facts: Mapping[str, Any]
+    @property
+    def tensors(self) -> Mapping[str, Stored]:
+        """What there is, by name."""
+        ...
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """Text in the file."""
+        ...
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Numbers and text beside the tensors, such as ``global_step``."""
+        ...
 
     def read(
         self,

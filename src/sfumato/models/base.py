@@ -86,6 +86,34 @@ class ModelMixin(nn.Module, Generic[ConfigT]):
             **kwargs,
         )
 
+    @classmethod
+    def from_single_file(
+        cls,
+        pretrained_model_link_or_path_or_dict: str | PathLike[str] | Mapping[str, torch.Tensor],
+        **kwargs: Any,
+    ) -> Self:
+        """Load from a file in the original latent-diffusion layout, ``.safetensors`` or ``.ckpt``.
+
+        The file may hold a whole checkpoint, or this network alone under original or today's
+        names. The configuration is found out from the file.
+
+        Args:
+            pretrained_model_link_or_path_or_dict: the file, its address on the Hugging Face Hub, or
+                its tensors by name.
+            kwargs: ``torch_dtype`` or ``dtype`` (``"auto"`` keeps the file's), ``device``,
+                ``config`` (a folder in diffusers' layout) with ``subfolder``, ``original_config``
+                (YAML, JSON or a dictionary), ``extract_ema``, ``disable_mmap``, ``check_finite``,
+                and fields of the configuration to override.
+
+        Raises:
+            CheckpointError: (an ``OSError``) the file is damaged, unsafe, or of another kind.
+            ConfigError: (a ``ValueError``) a configuration is wrong.
+            InputError: (a ``ValueError``) the class has no original layout.
+        """
+        from sfumato.checkpoints.original import loading
+
+        return loading.load_single_network(cls, pretrained_model_link_or_path_or_dict, **kwargs)
+
     def save_pretrained(
         self,
         save_directory: str | PathLike[str],

@@ -9,12 +9,16 @@ from __future__ import annotations
 import inspect
 import logging
 import warnings
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sfumato.adapters.pipeline_methods import StableDiffusionLoraLoaderMixin
+from sfumato.adapters.state import hold
 from sfumato.diffusion.denoise import denoise
 from sfumato.diffusion.foreign import SchedulerRun, accepted_options
 from sfumato.diffusion.guidance import ClassifierFree
@@ -22,16 +26,17 @@ from sfumato.diffusion.noise import Generators
 from sfumato.errors import InputError
 from sfumato.pipelines import checks, ip_adapter, repairs, stages
 from sfumato.pipelines.base import DiffusionPipeline
-from sfumato.pipelines.call import OfCall
+from sfumato.pipelines.call import CallState, OfCall
 from sfumato.pipelines.image_processor import VaeImageProcessor
 from sfumato.pipelines.output import StableDiffusionPipelineOutput
 from sfumato.pipelines.watch import LEGACY_KEYWORDS, Watcher
-from sfumato.text.conditioning import encode_prompt
+from sfumato.text import textual_inversion
+from sfumato.text.conditioning import encode_prompt, maybe_convert_prompt
 
 logger = logging.getLogger(__name__)
 
 
-class StableDiffusionBase(DiffusionPipeline):
+class StableDiffusionBase(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
     """Base of the pipelines that draw with a text encoder, a UNet and an autoencoder.
 
     Every component may be this package's, or an object of diffusers or transformers with the same
@@ -64,9 +69,6 @@ class StableDiffusionBase(DiffusionPipeline):
         "prompt_embeds",
         "negative_prompt_embeds",
     ]
-    _lora_loadable_modules: ClassVar[list[str]] = ["unet", "text_encoder"]
-    unet_name = "unet"
-    text_encoder_name = "text_encoder"
 
     vae: Any
     text_encoder: Any
@@ -137,7 +139,110 @@ class StableDiffusionBase(DiffusionPipeline):
         distilled = getattr(config, "time_cond_proj_dim", None) is not None
         return self.guidance_scale > 1 and not distilled
 
+    # One file
+
+    @classmethod
+    def from_single_file(
+        cls, pretrained_model_link_or_path: str | PathLike[str], **kwargs: Any
+    ) -> Self:
+        """Load from a checkpoint in one file, ``.safetensors`` or ``.ckpt``, without any network.
+
+        Stable Diffusion 1.x and 2.x, their inpainting models, InstructPix2Pix and the x4 upscaler
+        are told apart by their weights, configurations and vocabulary are part of this package.
+
+        Args:
+            pretrained_model_link_or_path: the file, or its address on the Hugging Face Hub
+                (``https://huggingface.co/<owner>/<name>/blob/main/<file>``).
+            kwargs: ``torch_dtype`` or ``dtype`` (a `torch.dtype`, ``"auto"`` for the file's own, or
+                a dict of them by component name with ``default``); ``prediction_type``
+                (``epsilon`` or ``v_prediction``, found out by default); ``extract_ema`` (use the
+                averaged weights if the file has both); ``config`` (a folder in diffusers' layout
+                whose configurations to use) or ``original_config`` (the YAML file that came with
+                the checkpoint); ``disable_mmap``; ``check_finite``; and any component or setting
+                by name.
+
+        Raises:
+            CheckpointError: (an ``OSError``) the file is damaged, unsafe, or of another kind.
+            ConfigError: (a ``ValueError``) a configuration is wrong.
+            InputError: (a ``ValueError``) arguments contradict each other, or a component is
+                missing.
+            UnknownKeywordError: (a ``TypeError``) there is no such argument.
+        """
+        from sfumato.pipelines import single_file
+
+        return single_file.load_single_file(cls, pretrained_model_link_or_path, **kwargs)
+
+    def save_single_file(
+        self,
+        path: str | PathLike[str],
+        *,
+        dtype: torch.dtype | str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        """Save the networks as one checkpoint in the original layout, as A1111 and ComfyUI read.
+
+        Args:
+            path: the file, ending in ``.safetensors``.
+            dtype: convert to this type, such as `torch.float16`.
+            metadata: text to put beside the tensors.
+
+        Raises:
+            InputError: (a ``ValueError``) the name ends otherwise.
+            CheckpointError: (an ``OSError``) a network is missing, or none of Stable Diffusion's.
+        """
+        from sfumato.pipelines import single_file
+
+        single_file.save_single_file(self, path, dtype=dtype, metadata=metadata)
+
+    # Textual inversion
+
+    def load_textual_inversion(
+        self,
+        pretrained_model_name_or_path: Any,
+        token: str | Sequence[str | None] | None = None,
+        tokenizer: Any = None,
+        text_encoder: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add words with embeddings of their own; see `sfumato.text.textual_inversion`.
+
+        Args:
+            pretrained_model_name_or_path: a file, a folder, a dictionary or tensor, or a list.
+            token: the word in prompts, in place of the one in the file; a list for a list.
+            tokenizer, text_encoder: in place of the pipeline's.
+            kwargs: ``weight_name``, ``subfolder``, ``use_safetensors``.
+        """
+        pair = self._text_pair(tokenizer, text_encoder)
+        source = pretrained_model_name_or_path
+        textual_inversion.load_textual_inversion(*pair, source, token, **kwargs)
+
+    def unload_textual_inversion(
+        self,
+        tokens: str | Sequence[str] | None = None,
+        tokenizer: Any = None,
+        text_encoder: Any = None,
+    ) -> None:
+        """Take words away again: these, or all that were added."""
+        pair = self._text_pair(tokenizer, text_encoder)
+        textual_inversion.unload_textual_inversion(*pair, tokens)
+
+    def maybe_convert_prompt(self, prompt: str | list[str], tokenizer: Any) -> Any:
+        """Prompts with the tokens of several vectors written out."""
+        return maybe_convert_prompt(prompt, tokenizer)
+
+    def _text_pair(self, tokenizer: Any, text_encoder: Any) -> tuple[Any, Any]:
+        return (
+            self.tokenizer if tokenizer is None else tokenizer,
+            self.text_encoder if text_encoder is None else text_encoder,
+        )
+
     # Parts of a call
+
+    @contextmanager
+    def _running(self, state: CallState) -> Iterator[None]:
+        """As in the base class; besides, adapters that others switch wait for the next call."""
+        with hold(self.unet, self.text_encoder), super()._running(state):
+            yield
 
     @classmethod
     def _keywords(cls) -> set[str]:

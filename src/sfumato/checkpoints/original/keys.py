@@ -312,17 +312,21 @@ _OPEN_CLIP_LAYER = {
 }
 
 
-def open_clip_keys(layers: int) -> KeyMap:
-    """The rules of OpenCLIP's text encoder with so many layers; any further are left out."""
-    return KeyMap(_open_clip_rules(layers))
+#: No text encoder has more layers.
+_MAX_TEXT_LAYERS = 64
 
 
-def _open_clip_rules(layers: int) -> Iterator[Rule]:
+def open_clip_keys() -> KeyMap:
+    """The rules of OpenCLIP's text encoder."""
+    return KeyMap(_open_clip_rules())
+
+
+def _open_clip_rules() -> Iterator[Rule]:
     yield Rule("token_embedding", ("text_model.embeddings.token_embedding",))
     yield Rule("positional_embedding", ("text_model.embeddings.position_embedding.weight",))
     yield Rule("ln_final", ("text_model.final_layer_norm",))
     yield Rule("text_projection", ("text_projection.weight",), TRANSPOSED)
-    for layer in range(layers):
+    for layer in range(_MAX_TEXT_LAYERS):
         old = f"transformer.resblocks.{layer}"
         new = f"text_model.encoder.layers.{layer}"
         for inside, name in _OPEN_CLIP_LAYER.items():

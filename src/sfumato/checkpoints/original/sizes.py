@@ -8,7 +8,8 @@ blocks loads too. Names here are the original ones, without the prefix of their 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from itertools import count
 from typing import Any
 
 from sfumato.errors import CheckpointError
@@ -105,7 +106,7 @@ def autoencoder_sizes(shapes: Shapes, family: Mapping[str, Any]) -> dict[str, An
     Raises:
         CheckpointError: when these are no weights of such an autoencoder.
     """
-    blocks = _count(shapes, r"encoder\.down\.(\d+)\.block\.0\.conv1\.weight")
+    blocks = _count(shapes, "encoder.down.{}.block.0.conv1.weight")
     widths = [_size(shapes, f"encoder.down.{i}.block.0.conv1.weight", 0) for i in range(blocks)]
     attends = [f"encoder.down.{i}.attn.0.q.weight" in shapes for i in range(blocks)]
     return {
@@ -114,7 +115,7 @@ def autoencoder_sizes(shapes: Shapes, family: Mapping[str, Any]) -> dict[str, An
         "out_channels": _size(shapes, "decoder.conv_out.weight", 0),
         "latent_channels": _size(shapes, "decoder.conv_in.weight", 1),
         "block_out_channels": widths,
-        "layers_per_block": _count(shapes, r"encoder\.down\.0\.block\.(\d+)\.conv1\.weight"),
+        "layers_per_block": _count(shapes, "encoder.down.0.block.{}.conv1.weight"),
         "down_block_types": [
             "AttnDownEncoderBlock2D" if a else "DownEncoderBlock2D" for a in attends
         ],
@@ -139,7 +140,7 @@ def text_sizes(shapes: Shapes, family: Mapping[str, Any], layers: int | None) ->
         CheckpointError: when these are no weights of such a text encoder.
     """
     body = "text_model.encoder.layers"
-    found = _count(shapes, rf"{re.escape(body)}\.(\d+)\.layer_norm1\.weight")
+    found = _count(shapes, body + ".{}.layer_norm1.weight")
     width = _size(shapes, "text_model.embeddings.token_embedding.weight", 1)
     config = {
         **family,
@@ -167,11 +168,9 @@ def _size(shapes: Shapes, name: str, axis: int) -> int:
     return shape[axis]
 
 
-def _count(names: Iterable[str], pattern: str) -> int:
-    """One more than the largest number, of at most three digits, that the group finds."""
-    find = re.compile(pattern)
-    found = (match[1] for name in names if (match := find.match(name)))
-    return max((int(digits) + 1 for digits in found if len(digits) < 4), default=0)
+def _count(shapes: Shapes, name: str) -> int:
+    """How many there are, numbered from 0, where ``name`` has braces for the number."""
+    return next(i for i in count() if name.format(i) not in shapes)
 
 
 def _first(shapes: Shapes, pattern: str) -> Shape | None:

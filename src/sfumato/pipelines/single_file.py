@@ -1,0 +1,204 @@
+"""A pipeline from one file in the original layout, and back into one.
+
+The networks come from `sfumato.checkpoints.original`; this file knows which a pipeline needs, and
+which arguments the callers of today and of former days pass.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any, TypeVar
+
+import torch
+
+from sfumato.checkpoints.arguments import chosen_dtype, reject_unknown, without_hub_keywords
+from sfumato.checkpoints.original.addresses import HUB_KEYWORDS, fetch, is_address
+from sfumato.checkpoints.original.companions import (
+    make_low_res_scheduler,
+    make_scheduler,
+    make_tokenizer,
+)
+from sfumato.checkpoints.original.loading import CLASS_NAMES, OriginalCheckpoint, open_checkpoint
+from sfumato.checkpoints.original.saving import save_original
+from sfumato.config import check_int
+from sfumato.errors import CheckpointError, InputError
+from sfumato.pipelines import placement
+
+logger = logging.getLogger(__name__)
+
+PipelineT = TypeVar("PipelineT")
+
+#: Arguments of `load_single_file` besides components, settings and what concerns the hub.
+KEYWORDS = (
+    "torch_dtype", "dtype", "config", "original_config", "prediction_type", "extract_ema",
+    "disable_mmap", "check_finite",
+)  # fmt: skip
+
+#: Deprecated arguments, and what to use now.
+DEPRECATED = {
+    "original_config_file": "`original_config`",
+    "scaling_factor": "`vae=AutoencoderKL.from_single_file(..., scaling_factor=...)`",
+    "image_size": "`unet=UNet2DConditionModel.from_single_file(..., sample_size=...)`",
+    "num_in_channels": "nothing: it is read from the file",
+    "upcast_attention": "`unet=UNet2DConditionModel.from_single_file(..., upcast_attention=...)`",
+    "load_safety_checker": "`safety_checker=` and `feature_extractor=`",
+    "scheduler_type": "`scheduler=`",
+}
+
+#: Arguments for folders and other loaders, which change nothing here.
+_WITHOUT_EFFECT = ("use_safetensors", "variant")
+
+
+def load_single_file(
+    cls: type[PipelineT], path: str | PathLike[str] | Mapping[str, Any], **kwargs: Any
+) -> PipelineT:
+    """Load a pipeline from one file; ``from_single_file`` describes the arguments."""
+    hub = {name: kwargs.pop(name) for name in HUB_KEYWORDS if name in kwargs}
+    if is_address(path):
+        path = fetch(str(path), hub)
+    pipeline_class: Any = cls
+    names, settings = pipeline_class._signature()
+    given = {name: kwargs.pop(name) for name in names | settings if name in kwargs}
+    options = without_hub_keywords(kwargs)
+    known = {*names, *settings, *KEYWORDS, *DEPRECATED, *_WITHOUT_EFFECT}
+    reject_unknown(f"{cls.__name__}.from_single_file()", options, known)
+    overrides, scheduler_type = _read_deprecated(options)
+    checkpoint = open_checkpoint(
+        path,
+        config=options.get("config"),
+        original_config=options.get("original_config"),
+        prediction_type=options.get("prediction_type"),
+        extract_ema=bool(options.get("extract_ema", False)),
+        overrides=overrides,
+    )
+    _warn_of_purpose(checkpoint, cls.__name__)
+    found = {
+        name: _component(checkpoint, name, options, scheduler_type)
+        for name in names
+        if name not in given
+    }
+    said = {**checkpoint.family.settings, **_original_settings(checkpoint)}
+    arguments = {"requires_safety_checker": False, **said}
+    arguments = {k: v for k, v in arguments.items() if k in settings} | found | given
+    missing = [
+        name
+        for name in names - set(pipeline_class._optional_components)
+        if name not in given and arguments[name] is None
+    ]
+    if missing:
+        raise InputError(
+            f"{checkpoint.source.where} does not give {cls.__name__} the components"
+            f" {sorted(missing)}.",
+            hint="Pass them as keyword arguments.",
+        )
+    pipeline: Any = pipeline_class(**arguments)
+    pipeline.register_to_config(_name_or_path=None if isinstance(path, Mapping) else str(path))
+    return pipeline
+
+
+def _component(
+    checkpoint: OriginalCheckpoint,
+    name: str,
+    options: Mapping[str, Any],
+    scheduler_type: str | None,
+) -> Any:
+    """One component that the caller did not pass; None where a file cannot give it."""
+    if name == "scheduler":
+        return make_scheduler(checkpoint, scheduler_type)
+    if name == "low_res_scheduler":
+        return make_low_res_scheduler(checkpoint)
+    if name == "tokenizer":
+        return make_tokenizer(checkpoint)
+    if name not in CLASS_NAMES:
+        return None
+    network = checkpoint.network(
+        name,
+        dtype=_dtype_of(name, options),
+        check_finite=options.get("check_finite"),
+        disable_mmap=bool(options.get("disable_mmap", False)),
+    )
+    logger.info("Loaded %s from %s.", name, checkpoint.source.where)
+    return network
+
+
+def _dtype_of(name: str, options: Mapping[str, Any]) -> torch.dtype | None:
+    dtype = placement.one_dtype(options.get("torch_dtype"), options.get("dtype"))
+    if isinstance(dtype, Mapping):
+        dtype = dtype.get(name, dtype.get("default"))
+    return chosen_dtype(dtype, None)
+
+
+def _read_deprecated(options: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], str | None]:
+    """Overrides of configurations, and a scheduler's type, from arguments of former days."""
+    old = {name: options.pop(name) for name in DEPRECATED if name in options}
+    old = {name: value for name, value in old.items() if value is not None}
+    for name in old:
+        warnings.warn(
+            f"`{name}` of `from_single_file` is deprecated; use {DEPRECATED[name]}.",
+            FutureWarning,
+            stacklevel=4,
+        )
+    if old.get("load_safety_checker"):
+        raise InputError(
+            "`load_safety_checker` cannot be True: no file of weights holds a safety checker.",
+            hint="Load one from its folder and pass `safety_checker=` and `feature_extractor=`.",
+        )
+    if "original_config_file" in old:
+        options["original_config"] = old["original_config_file"]
+    unet, vae = {}, {}
+    if "scaling_factor" in old:
+        vae["scaling_factor"] = old["scaling_factor"]
+    if "image_size" in old:
+        check_int("image_size", old["image_size"], 8, 65_536)
+        vae["sample_size"] = old["image_size"]
+        unet["sample_size"] = old["image_size"] // 8
+    if "num_in_channels" in old:
+        unet["in_channels"] = old["num_in_channels"]
+    if "upcast_attention" in old:
+        unet["upcast_attention"] = old["upcast_attention"]
+    return {"unet": unet, "vae": vae}, old.get("scheduler_type")
+
+
+def _original_settings(checkpoint: OriginalCheckpoint) -> Mapping[str, Any]:
+    return {} if checkpoint.original is None else checkpoint.original.settings
+
+
+def _warn_of_purpose(checkpoint: OriginalCheckpoint, class_name: str) -> None:
+    """Say so when the file's network takes more than this pipeline gives it."""
+    wanted = checkpoint.family.pipeline
+    if class_name == "StableDiffusionPipeline" and wanted != class_name:
+        logger.warning(
+            "%s is %s, whose network takes more than text: it is loaded, but %s cannot draw with "
+            "it. It is made for %s.",
+            checkpoint.source.where,
+            checkpoint.family.title,
+            class_name,
+            wanted,
+        )
+
+
+def save_single_file(
+    pipeline: Any,
+    path: str | PathLike[str],
+    *,
+    dtype: torch.dtype | str | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Save a pipeline's networks; the method of the same name describes the arguments."""
+    networks: dict[str, Any] = {name: getattr(pipeline, name, None) for name in CLASS_NAMES}
+    missing = [name for name, network in networks.items() if network is None]
+    if missing:
+        raise CheckpointError(
+            f"The pipeline has no {', '.join(missing)}, which a checkpoint in one file needs."
+        )
+    scheduler: Any = getattr(pipeline, "scheduler", None)
+    save_original(
+        {name: getattr(network, "_orig_mod", network) for name, network in networks.items()},
+        path,
+        dtype=None if dtype is None else chosen_dtype(dtype, None),
+        prediction_type=getattr(scheduler, "config", {}).get("prediction_type"),
+        metadata=metadata,
+    )
