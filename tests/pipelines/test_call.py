@@ -165,11 +165,12 @@ def test_a_pipeline_can_be_copied_and_pickled_even_after_a_call() -> None:
 
 
 def test_calls_of_one_thread_are_a_stack() -> None:
-    calls, outer, inner = Calls(), CallState(num_timesteps=1), CallState(num_timesteps=2)
+    calls, outer, inner = Calls(), CallState(), CallState()  # alike, but not the same
     with calls.begin(outer):
         with calls.begin(inner):
             calls.set("guidance_scale", 1.0)
             assert calls.current is inner
         assert calls.current is outer
         assert outer.guidance_scale == 7.5
+        assert inner.guidance_scale == 1.0
     assert calls.current is inner  # the last that began

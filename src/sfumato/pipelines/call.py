@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 
-@dataclass
+@dataclass(eq=False)
 class CallState:
     """Settings of one call that a callback may read, and mostly change.
 
@@ -53,7 +53,7 @@ class Calls:
         try:
             yield state
         finally:
-            stack.remove(state)
+            stack.pop()
             if not stack:
                 del self._running[thread]
 
