@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sfumato.adapters.files import AdapterFile, metadata_for
 from sfumato.adapters.guess import listed, what_adapter_looks_like
 from sfumato.adapters.keys import split_layer
-from sfumato.adapters.names import name_table
+from sfumato.adapters.names import NameTable, name_table
 from sfumato.adapters.network import (
     activate,
     add,
@@ -63,7 +63,10 @@ def load(
     name = free_name(networks.values()) if name is None else name
     if not isinstance(name, str) or not name:
         raise InputError(f"`adapter_name` has to be a text but is {str(name)[:80]!r}.")
-    tables = {key: name_table(layers_of(network)) for key, network in networks.items()}
+    tables = {
+        key: name_table(key, layers_of(network), getattr(network, "config", None))
+        for key, network in networks.items()
+    }
     found = sort_tensors(
         _without(file.tensors, elsewhere), tables, _without(alphas or {}, elsewhere)
     )
@@ -149,15 +152,15 @@ def bundled_embeddings(file: AdapterFile) -> dict[str, Tensor]:
 
 
 def canonical_state_dict(
-    file: AdapterFile, layers: Mapping[str, Collection[str]]
+    file: AdapterFile, tables: Mapping[str, NameTable]
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """A file's tensors under this package's names (PEFT's in diffusers), and the alphas apart.
 
     Args:
         file: in any naming.
-        layers: network -> paths of its layers.
+        tables: network -> its layers.
     """
-    found = sort_tensors(file.tensors, {key: name_table(paths) for key, paths in layers.items()})
+    found = sort_tensors(file.tensors, tables)
     tensors: dict[str, Tensor] = {}
     alphas: dict[str, float] = {}
     for network, parts in found.networks.items():

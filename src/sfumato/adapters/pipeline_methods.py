@@ -84,14 +84,14 @@ class StableDiffusionLoraLoaderMixin:
         """
         from sfumato.adapters.files import read_adapter_file
         from sfumato.adapters.loading import canonical_state_dict
-        from sfumato.adapters.standard import is_kohya, standard_layers
+        from sfumato.adapters.standard import is_kohya, standard_tables
 
         config = kwargs.pop("unet_config", None)
         with_metadata = kwargs.pop("return_lora_metadata", False)
         file = read_adapter_file(pretrained_model_name_or_path_or_dict, **kwargs)
         tensors, alphas = dict(file.tensors), None
         if is_kohya(tensors):
-            tensors, alphas = canonical_state_dict(file, standard_layers(config))
+            tensors, alphas = canonical_state_dict(file, standard_tables(config))
         if with_metadata:
             return tensors, alphas, dict(file.metadata) or None
         return tensors, alphas

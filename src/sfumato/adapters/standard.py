@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
+from sfumato.adapters.keys import TEXT_ENCODER, UNET
+from sfumato.adapters.names import NameTable, name_table
 from sfumato.adapters.state import layers_of
 from sfumato.checkpoints.fitting import build_without_memory
 from sfumato.models.unet import UNet2DConditionModel
@@ -22,16 +24,19 @@ def is_kohya(keys: Iterable[str]) -> bool:
     return all(key.startswith(_KOHYA) for key in keys)
 
 
-def standard_layers(unet_config: Mapping[str, Any] | None = None) -> dict[str, list[str]]:
-    """Network -> paths of its layers; of Stable Diffusion's UNet, or of one so configured."""
+def standard_tables(unet_config: Mapping[str, Any] | None = None) -> dict[str, NameTable]:
+    """The names of Stable Diffusion's UNet, or of one so configured, and of its text encoder."""
     if unet_config is None:
-        return _default_layers()
+        return _default_tables()
     unet = build_without_memory(UNet2DConditionModel, unet_config)
-    return {**_default_layers(), "unet": list(layers_of(unet))}
+    return {**_default_tables(), UNET: name_table(UNET, layers_of(unet), unet.config)}
 
 
 @cache
-def _default_layers() -> dict[str, list[str]]:
+def _default_tables() -> dict[str, NameTable]:
     unet = build_without_memory(UNet2DConditionModel, {})
     text = build_without_memory(CLIPTextModel, {"num_hidden_layers": _TEXT_LAYERS})
-    return {"unet": list(layers_of(unet)), "text_encoder": list(layers_of(text))}
+    return {
+        UNET: name_table(UNET, layers_of(unet), unet.config),
+        TEXT_ENCODER: name_table(TEXT_ENCODER, layers_of(text)),
+    }

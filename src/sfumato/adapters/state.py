@@ -7,12 +7,14 @@ adapters on one network at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import wraps
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from torch import Tensor, nn
 
@@ -20,6 +22,9 @@ from sfumato.adapters.families import LayerAdapter
 from sfumato.adapters.layer import Mix, Rows, can_adapt
 from sfumato.adapters.strengths import Strength, check_number, resolve
 from sfumato.errors import InputError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,6 +172,22 @@ def scaled(network: Any, scale: float | None) -> Iterator[None]:
     times = tuple(Mix(mix.layers, mix.scale * scale, mix.bare) for mix in rows)
     with _holding({state: _Held(times[0] if isinstance(now, Mix) else times, False)}):
         yield
+
+
+def scaled_by_keyword(forward: Callable[P, R]) -> Callable[P, R]:
+    """Let the entry ``scale`` of a network's argument ``cross_attention_kwargs`` scale adapters."""
+    place = list(inspect.signature(forward).parameters).index("cross_attention_kwargs")
+
+    @wraps(forward)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        given: Any = args[place] if len(args) > place else kwargs.get("cross_attention_kwargs")
+        scale = given.get("scale") if given else None
+        if scale is None:
+            return forward(*args, **kwargs)
+        with scaled(args[0], scale):
+            return forward(*args, **kwargs)
+
+    return wrapped
 
 
 @contextmanager

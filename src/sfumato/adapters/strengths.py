@@ -4,7 +4,9 @@
     {"down": 0.5, "mid": 1.0, "up": {"block_0": 0.6, "block_1": [0.4, 0.8, 1.0]}}
 
 What a dictionary does not mention has strength 1. A number for a half or a block holds for all of
-its layers; a list has one number per layer of the block.
+its layers; a list has one number per layer of the block. As in diffusers, the numbers are about
+transformers: the residual block beside one, and the change of size after the first one, share its
+number; blocks without transformers, and the residual blocks in the middle, have strength 1.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ Strength = float | Mapping[str, Any]
 #: Beyond this a strength is a slip, and 16-bit numbers overflow.
 MAX_STRENGTH = 10_000.0
 
-_LAYER = re.compile(r"(down|up)_blocks\.(\d+)\.\w+\.(\d+)(?:\.|$)")
+_LAYER = re.compile(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)(?:\.|$)")
 
 
 def check_number(value: Any, label: str = "The strength of an adapter") -> float:
@@ -75,19 +77,20 @@ def resolve(strength: Strength | None, paths: Iterable[str]) -> Callable[[str], 
 
     def at(path: str) -> float:
         if found := _LAYER.match(path):
-            return table.get((found[1], int(found[2]), int(found[3])), 1.0)
-        return mid if path.startswith("mid_block.") else 1.0
+            return table.get((found[1], int(found[2]), int(found[4])), 1.0)
+        return mid if path.startswith("mid_block.attentions.") else 1.0
 
     return at
 
 
 def _depths(paths: Iterable[str]) -> dict[str, dict[int, int]]:
-    """Number of layers per block, of both halves."""
+    """Number of transformers per block that has any, of both halves."""
     depths: dict[str, dict[int, int]] = {"down": {}, "up": {}}
     for path in paths:
-        if found := _LAYER.match(path):
+        found = _LAYER.match(path)
+        if found and found[3] == "attentions":
             blocks = depths[found[1]]
-            blocks[int(found[2])] = max(blocks.get(int(found[2]), 0), int(found[3]) + 1)
+            blocks[int(found[2])] = max(blocks.get(int(found[2]), 0), int(found[4]) + 1)
     return depths
 
 
@@ -98,7 +101,7 @@ def _blocks(half: str, strength: Any, depths: Mapping[int, int]) -> dict[int, li
     for key in strength:
         if key not in known:
             raise InputError(
-                f"Can't set a strength for '{half}.{str(key)[:40]}': the network has the blocks "
+                f"Can't set a strength for '{half}.{str(key)[:40]}': the blocks with attention are "
                 f"{', '.join(sorted(known)) or 'none'} there."
             )
     return {

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sfumato.adapters.network_methods import AdapterMethods
+from sfumato.adapters.state import scaled_by_keyword
 from sfumato.errors import InputError
 from sfumato.models import unet_conditioning as conditioning
 from sfumato.models import unet_stages
@@ -35,10 +37,11 @@ class UNet2DConditionOutput(BaseOutput):
     sample: Tensor
 
 
-class UNet2DConditionModel(AttentionModel[UNet2DConditionConfig]):
+class UNet2DConditionModel(AttentionModel[UNet2DConditionConfig], AdapterMethods):
     """A UNet conditioned on time, text tokens and, by configuration, on classes or images."""
 
     config_class = UNet2DConditionConfig
+    adapter_prefix = "unet"
 
     def __init__(self, config: Mapping[str, Any] | None = None, /, **fields: Any) -> None:
         super().__init__(config, **fields)
@@ -75,6 +78,7 @@ class UNet2DConditionModel(AttentionModel[UNet2DConditionConfig]):
             widths[0], c.out_channels, c.conv_out_kernel, padding=(c.conv_out_kernel - 1) // 2
         )
 
+    @scaled_by_keyword
     def forward(
         self,
         sample: Tensor,
@@ -103,8 +107,8 @@ class UNet2DConditionModel(AttentionModel[UNet2DConditionConfig]):
                 configuration's ``class_embed_type`` wants them.
             timestep_cond: ``(N, time_cond_proj_dim)``, the embedded guidance scale of LCMs.
             attention_mask: ``(N, L)``, 0 for pixels that self-attention leaves out.
-            cross_attention_kwargs: for the attention processors. ``scale`` is for adapters
-                and goes no further.
+            cross_attention_kwargs: for the attention processors. ``scale`` multiplies the
+                strengths of adapters and goes no further.
             added_cond_kwargs: ``image_embeds``, or ``text_embeds`` and ``time_ids``, as the
                 configuration's ``addition_embed_type`` wants them.
             down_block_additional_residuals, mid_block_additional_residual: from a ControlNet,

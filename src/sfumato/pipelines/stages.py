@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sfumato.adapters.state import scaled
 from sfumato.diffusion.noise import Generators, randn_tensor
 from sfumato.errors import InputError, NumericalError
 
@@ -186,7 +187,7 @@ def check_safety(
 
 @contextmanager
 def adapter_scale(network: Any, scale: float | None) -> Iterator[None]:
-    """Weaken or strengthen the LoRA layers (of the peft library) in a network for a while."""
+    """Weaken or strengthen a network's adapters for a while, those of the peft library too."""
     layers: list[Any] = (
         [m for m in network.modules() if hasattr(m, "scale_layer") and hasattr(m, "scaling")]
         if scale is not None and isinstance(network, nn.Module)
@@ -196,7 +197,8 @@ def adapter_scale(network: Any, scale: float | None) -> Iterator[None]:
     for layer in layers:
         layer.scale_layer(scale)
     try:
-        yield
+        with scaled(network, scale):
+            yield
     finally:
         for layer, scaling in zip(layers, before, strict=True):
             layer.scaling.update(scaling)

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self, cast
 import torch
 from torch import Tensor, nn
 
+from sfumato.adapters.network_methods import AdapterMethods
 from sfumato.config import Config, check_choice
 from sfumato.errors import ConfigError, InputError
 from sfumato.models.base import ModelMixin
@@ -213,7 +214,7 @@ def _drop_ignored_weights(
         state_dict.pop(prefix + key, None)
 
 
-class _CLIPTextBase(ModelMixin[CLIPTextConfig]):
+class _CLIPTextBase(ModelMixin[CLIPTextConfig], AdapterMethods):
     """What the text encoder has with and without projection.
 
     Attributes:
@@ -223,6 +224,7 @@ class _CLIPTextBase(ModelMixin[CLIPTextConfig]):
     """
 
     config_class = CLIPTextConfig
+    adapter_prefix = "text_encoder"
     weights_name: ClassVar[str] = "model.safetensors"
     ignored_weights: ClassVar[frozenset[str]] = frozenset({"text_model.embeddings.position_ids"})
     text_model: CLIPTextTransformer
