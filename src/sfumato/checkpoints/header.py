@@ -112,7 +112,8 @@ def _parse_entries(raw: bytes) -> tuple[dict[str, TensorEntry], dict[str, str]]:
         raise ValueError("its JSON is nested too deeply") from None
     if re.search(rb"\\u[dD][89abAB]", raw):  # half a surrogate pair is no text; Python lets it pass
         json.dumps(table, ensure_ascii=False).encode("utf-8")
-    metadata = table.pop("__metadata__", None) or {}
+    metadata = table.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ValueError("`__metadata__` is not a map from text to text")
     entries = {name: _parse_entry(name, value) for name, value in table.items()}

@@ -118,10 +118,11 @@ class UNet2DConditionConfig(Config):
             ("reverse_transformer_layers_per_block", 0, MAX_LAYERS),
         ):
             value = self[name]
-            if isinstance(value, tuple):
-                checks.check_tuple(self, name, blocks)
-            elif name.startswith("reverse") and value is None:
+            always_listed = name.startswith("reverse")
+            if always_listed and value is None:
                 continue
+            if always_listed or isinstance(value, tuple):
+                checks.check_tuple(self, name, blocks)
             for entry in unet_stages.each(value, 1):
                 # Depths may be listed per layer.
                 for number in unet_stages.each(entry, 1) if "transformer" in name else (entry,):

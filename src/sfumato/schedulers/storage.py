@@ -84,6 +84,13 @@ def listed(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+def _never_set(config: Mapping[str, Any]) -> set[str]:
+    """The settings that the configuration says were left at their default."""
+    names = config.get("_use_default_values")
+    named = names if isinstance(names, list | tuple | set | frozenset) else ()
+    return {name for name in named if isinstance(name, str)}
+
+
 def split_config(
     cls: type[Scheduler[Any]], config: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -103,7 +110,7 @@ def split_config(
     if not isinstance(config, Mapping):
         raise ConfigError(f"A configuration has to be a mapping but is {type(config).__name__}.")
     known = set(cls.config_class.from_values({}))
-    unset = set(config.get("_use_default_values", ()))
+    unset = _never_set(config)
     given = {k: v for k, v in config.items() if k not in unset and k != "_use_default_values"}
     values = {k: v for k, v in {**given, **overrides}.items() if k in known}
     extras = {k: v for k, v in given.items() if k not in values}
