@@ -30,14 +30,16 @@ from sfumato.pipelines.base import DiffusionPipeline
 from sfumato.pipelines.call import CallState, OfCall
 from sfumato.pipelines.image_processor import VaeImageProcessor
 from sfumato.pipelines.output import StableDiffusionPipelineOutput
+from sfumato.pipelines.textual_inversion import TextualInversionLoaderMixin
 from sfumato.pipelines.watch import LEGACY_KEYWORDS, Watcher
-from sfumato.text import textual_inversion
-from sfumato.text.conditioning import encode_prompt, maybe_convert_prompt
+from sfumato.text.conditioning import encode_prompt
 
 logger = logging.getLogger(__name__)
 
 
-class StableDiffusionBase(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
+class StableDiffusionBase(
+    DiffusionPipeline, TextualInversionLoaderMixin, StableDiffusionLoraLoaderMixin
+):
     """Base of the pipelines that draw with a text encoder, a UNet and an autoencoder.
 
     Every component may be this package's, or an object of diffusers or transformers with the same
@@ -194,48 +196,6 @@ class StableDiffusionBase(DiffusionPipeline, StableDiffusionLoraLoaderMixin):
         from sfumato.pipelines import single_file
 
         single_file.save_single_file(self, path, dtype=dtype, metadata=metadata)
-
-    # Textual inversion
-
-    def load_textual_inversion(
-        self,
-        pretrained_model_name_or_path: Any,
-        token: str | Sequence[str | None] | None = None,
-        tokenizer: Any = None,
-        text_encoder: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        """Add words with embeddings of their own; see `sfumato.text.textual_inversion`.
-
-        Args:
-            pretrained_model_name_or_path: a file, a folder, a dictionary or tensor, or a list.
-            token: the word in prompts, in place of the one in the file; a list for a list.
-            tokenizer, text_encoder: in place of the pipeline's.
-            kwargs: ``weight_name``, ``subfolder``, ``use_safetensors``.
-        """
-        pair = self._text_pair(tokenizer, text_encoder)
-        source = pretrained_model_name_or_path
-        textual_inversion.load_textual_inversion(*pair, source, token, **kwargs)
-
-    def unload_textual_inversion(
-        self,
-        tokens: str | Sequence[str] | None = None,
-        tokenizer: Any = None,
-        text_encoder: Any = None,
-    ) -> None:
-        """Take words away again: these, or all that were added."""
-        pair = self._text_pair(tokenizer, text_encoder)
-        textual_inversion.unload_textual_inversion(*pair, tokens)
-
-    def maybe_convert_prompt(self, prompt: str | list[str], tokenizer: Any) -> Any:
-        """Prompts with the tokens of several vectors written out."""
-        return maybe_convert_prompt(prompt, tokenizer)
-
-    def _text_pair(self, tokenizer: Any, text_encoder: Any) -> tuple[Any, Any]:
-        return (
-            self.tokenizer if tokenizer is None else tokenizer,
-            self.text_encoder if text_encoder is None else text_encoder,
-        )
 
     # Parts of a call
 

@@ -1,0 +1,251 @@
+"""Files of textual inversion embeddings: a name for the token, and the vectors it stands for.
+
+``textual_inversion.py`` puts what is read here into a tokenizer and a text encoder. A file is told
+by its content: safetensors, a torch pickle, or a PNG that A1111 wrote. Known layouts are
+
+- one tensor, whose key is the token (diffusers, ``emb_params``),
+- ``string_to_param`` beside a ``name`` (A1111, and the first implementation of the method),
+- a bare tensor, which has no name.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfumato.checkpoints.files import checked_path, is_regular, open_regular, shown
+from sfumato.checkpoints.jsonfile import parse_json
+from sfumato.checkpoints.pickle_machine import Opaque
+from sfumato.checkpoints.pickles import load_tensors
+from sfumato.checkpoints.png import SIGNATURE, read_texts
+from sfumato.checkpoints.tensors import read_safetensors
+from sfumato.checkpoints.torch_file import ZIP_START, read_torch_file
+from sfumato.checkpoints.torch_rebuild import StoredTensor
+from sfumato.errors import CheckpointError, InputError, ModelNotFoundError
+
+_DEFAULT_NAMES = {True: "learned_embeds.safetensors", False: "learned_embeds.bin"}
+_ENDINGS = {True: (".safetensors",), False: (".bin", ".pt", ".pth", ".ckpt")}
+
+#: The text chunk in which A1111 keeps an embedding in its preview picture.
+_PNG_KEYWORD = "sd-ti-embedding"
+_ONE_NAME = "emb_params"
+
+#: No prompt has room for more vectors, and no text encoder is so wide.
+_MOST_VECTORS, _MOST_NUMBERS = 10_000, 2**26
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """What one file holds.
+
+    Attributes:
+        token: the name in the file, if it has one.
+        vectors: ``(n, width)``, floating-point and finite.
+        where: names the file in messages.
+    """
+
+    token: str | None
+    vectors: Tensor
+    where: str
+
+
+def read_embedding(
+    source: str | PathLike[str] | Mapping[str, Any] | Tensor,
+    *,
+    weight_name: str | None = None,
+    subfolder: str | None = None,
+    use_safetensors: bool | None = None,
+) -> Embedding:
+    """Read one embedding from a file, a folder, a dictionary or a tensor.
+
+    Args:
+        source: of a folder ``learned_embeds.safetensors`` is taken, then ``learned_embeds.bin``,
+            then the only file of weights there is.
+        weight_name: the file's name in the folder.
+        subfolder: a folder in the folder.
+        use_safetensors: None prefers safetensors, True insists on them, False takes pickles.
+
+    Raises:
+        ModelNotFoundError: (an ``OSError`` and ``ValueError``) there is no such file.
+        CheckpointError: (an ``OSError``) the file is damaged or unsafe.
+        InputError: (a ``ValueError``) it holds no embedding, or several.
+    """
+    if isinstance(source, Tensor):
+        return _checked(None, source, "The tensor")
+    if isinstance(source, Mapping):
+        return _from_content(source, "The dictionary", None, lambda tensor: tensor)
+    if not isinstance(source, str | PathLike):
+        raise InputError(
+            "An embedding has to be a path, a dictionary or a tensor but is "
+            f"{type(source).__name__}."
+        )
+    return _from_file(_find_file(checked_path(source), weight_name, subfolder, use_safetensors))
+
+
+def _from_file(path: Path) -> Embedding:
+    with open_regular(path) as file:
+        start = file.read(16)
+    where, stem = shown(path), path.stem
+    if start.startswith(SIGNATURE):
+        return _from_content(_png_content(path), where, stem, _listed_numbers)
+    if start.startswith(ZIP_START) or (start.startswith(b"\x80") and start[8:9] != b"{"):
+        pickled = read_torch_file(path)
+        return _from_content(
+            pickled.content, where, stem, lambda t: load_tensors(pickled, {"embedding": t})
+        )
+    return _from_content(read_safetensors(path), where, stem, lambda tensor: tensor)
+
+
+def _from_content(content: Any, where: str, stem: str | None, load: Callable[[Any], Any]) -> Any:
+    """The embedding in a file's table, or in the tensor that is all there is.
+
+    Args:
+        stem: of the file's name, the token where A1111's layout has no name.
+        load: makes a tensor of what stands for one.
+    """
+    table = _table(content)
+    token: Any = None
+    if table is None:
+        value = content
+    elif "string_to_param" in table:
+        value = _only_parameter(_table(table["string_to_param"]), where)
+        token = table.get("name") or stem
+    elif {"clip_l", "clip_g"} <= set(table):
+        raise InputError(
+            f"{where} is an embedding for Stable Diffusion XL, with vectors for its two text"
+            " encoders (`clip_l` and `clip_g`).",
+            hint="Use one that was made for Stable Diffusion 1.x or 2.x.",
+        )
+    elif len(table) == 1:
+        token, value = next(iter(table.items()))
+    else:
+        keys = ", ".join(str(key)[:40] for key in list(table)[:5]) or "nothing"
+        raise InputError(
+            f"Loaded state dictionary is incorrect: {where} holds {keys}. The state dictionary of a"
+            " textual embedding either only has a single key or includes the `string_to_param`"
+            " input key."
+        )
+    if not isinstance(value, Tensor | StoredTensor | list):
+        raise InputError(f"{where} holds no tensor where the embedding should be.")
+    tensor = load(value)
+    return _checked(token, tensor["embedding"] if isinstance(tensor, dict) else tensor, where)
+
+
+def _table(value: Any) -> Mapping[Any, Any] | None:
+    """The entries of a dictionary, or of the module that served as one in old files."""
+    if isinstance(value, Opaque):
+        state = value.state if isinstance(value.state, Mapping) else {}
+        value = value.items or state.get("_parameters") or state
+        return {k: v for k, v in value.items() if isinstance(v, StoredTensor)}
+    return value if isinstance(value, Mapping) else None
+
+
+def _only_parameter(parameters: Mapping[Any, Any] | None, where: str) -> Any:
+    parameters = parameters or {}
+    if "*" in parameters:
+        return parameters["*"]
+    if len(parameters) != 1:
+        raise InputError(
+            f"{where} has {len(parameters)} embeddings in `string_to_param`; one is needed, or one"
+            " under the key `*`."
+        )
+    return next(iter(parameters.values()))
+
+
+def _checked(token: Any, vectors: Tensor, where: str) -> Embedding:
+    if token is not None and not isinstance(token, str):
+        raise InputError(f"{where} has the token {str(token)[:80]!r}, which is no text.")
+    if vectors.ndim == 1:
+        vectors = vectors[None]
+    if vectors.ndim != 2 or 0 in vectors.shape or not vectors.is_floating_point():
+        raise InputError(
+            f"{where} holds a {vectors.dtype} tensor of shape {tuple(vectors.shape)}; an embedding"
+            " has floating-point numbers and the shape (width,) or (vectors, width)."
+        )
+    if len(vectors) > _MOST_VECTORS:
+        raise InputError(f"{where} holds {len(vectors)} vectors; {_MOST_VECTORS} are the limit.")
+    if not vectors.is_meta and not bool(torch.isfinite(vectors).all()):
+        raise InputError(f"{where} holds NaN or infinite numbers.")
+    return Embedding(token, vectors.detach(), where)
+
+
+# Pictures
+
+
+def _png_content(path: Path) -> Mapping[str, Any]:
+    text = read_texts(path, (_PNG_KEYWORD,)).get(_PNG_KEYWORD)
+    if text is None:
+        raise InputError(
+            f"{shown(path)} is a picture without an embedding in its text.",
+            hint="Use the .pt or .safetensors file that belongs to it.",
+        )
+    try:
+        decoded = base64.b64decode(text, validate=True).decode("utf-8")
+    except (binascii.Error, ValueError):
+        raise CheckpointError(f"{shown(path)} has a damaged embedding.") from None
+    content = parse_json(decoded, f"The embedding in {shown(path)}")
+    parameters = content.get("string_to_param")
+    if not isinstance(parameters, dict):
+        raise CheckpointError(f"{shown(path)} has an embedding without vectors.")
+    named = {
+        key: value.get("TORCHTENSOR") if isinstance(value, dict) else value
+        for key, value in parameters.items()
+    }
+    return {"string_to_param": named, "name": content.get("name")}
+
+
+def _listed_numbers(value: Any) -> Tensor:
+    rows = value if value and isinstance(value[0], list) else [value]
+    widths = {len(row) if isinstance(row, list) else 0 for row in rows}
+    if len(widths) != 1 or len(rows) * max(widths) > _MOST_NUMBERS:
+        raise InputError("The embedding in the picture is no table of numbers.")
+    try:
+        return torch.tensor(rows, dtype=torch.float32)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        raise InputError("The embedding in the picture is no table of numbers.") from None
+
+
+# Folders
+
+
+def _find_file(
+    path: Path, weight_name: str | None, subfolder: str | None, use_safetensors: bool | None
+) -> Path:
+    if is_regular(path):
+        return path
+    try:
+        is_folder = path.is_dir()
+    except OSError:
+        is_folder = False
+    if not is_folder:
+        raise ModelNotFoundError(f"There is no file or folder {shown(path)} on this machine.")
+    for part in (subfolder, weight_name):
+        if part is not None and (".." in Path(part).parts or checked_path(part).is_absolute()):
+            raise InputError(f"{shown(part)} is no name of something in {shown(path)}.")
+    folder = path / subfolder if subfolder else path
+    formats = (True, False) if use_safetensors is None else (bool(use_safetensors),)
+    names = [_DEFAULT_NAMES[safe] for safe in formats] if weight_name is None else [weight_name]
+    for name in names:
+        if is_regular(folder / name):
+            return folder / name
+    if weight_name is None and (found := _only_file(folder, formats)):
+        return found
+    raise ModelNotFoundError(
+        f"{shown(folder)} has no file {' or '.join(shown(name) for name in names)}.",
+        hint="Say which file it is with `weight_name`." if weight_name is None else None,
+    )
+
+
+def _only_file(folder: Path, formats: Iterable[bool]) -> Path | None:
+    endings = [ending for safe in formats for ending in _ENDINGS[safe]]
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    there = [file for file in files if file.suffix in endings and is_regular(file)]
+    return there[0] if len(there) == 1 else None
