@@ -397,40 +397,37 @@ def peak():  # in MiB; the high-water mark of this process
     lines = open("/proc/self/status").read().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
-path, stored, wanted = sys.argv[1], *(getattr(torch, name) for name in sys.argv[2:])
+path, wanted = sys.argv[1], getattr(torch, sys.argv[2])
 before = peak()
 model = UNet2DConditionModel.from_pretrained(path, torch_dtype=wanted)
-model.dtype, [p.sum() for p in list(model.parameters())[:3]]
+sum(p.sum() for p in model.parameters())
 print((peak() - before) / (model.get_memory_footprint() / 2**20))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory's high-water mark from /proc")
-@pytest.mark.parametrize(
-    ("stored", "wanted"),
-    [("float16", "float16"), ("float16", "float32"), ("float32", "bfloat16")],
-)
+@pytest.mark.parametrize(("stored", "wanted"), [("float16", "float16"), ("float32", "bfloat16")])
 def test_loading_takes_the_memory_of_the_network_once(
     tmp_path: Path, stored: str, wanted: str
 ) -> None:
-    width = {"float16": 256, "float32": 192}[stored]
     with torch.device("meta"):
         big = UNet2DConditionModel(
-            block_out_channels=(width, 2 * width, 3 * width),
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"),
-            cross_attention_dim=768,
+            block_out_channels=(192, 384, 768),
+            down_block_types=("DownBlock2D",) * 3,
+            up_block_types=("UpBlock2D",) * 3,
+            attention_head_dim=4,
         )
-    big = big.to_empty(device="cpu").to(getattr(torch, stored))
-    for parameter in big.parameters():
-        nn.init.zeros_(parameter)
-    assert big.get_memory_footprint() > 150e6
+    big = big.to(getattr(torch, stored)).to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in big.parameters():
+            parameter.zero_()
+    assert big.num_parameters() > 60e6
     big.save_pretrained(tmp_path)
     done = subprocess.run(
-        [sys.executable, "-c", MEASURED, str(tmp_path), stored, wanted],
+        [sys.executable, "-c", MEASURED, str(tmp_path), wanted],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
