@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         WeightsMismatchError,
     )
     from sfumato.models.autoencoder import AutoencoderKL
+    from sfumato.models.autoencoder_tiny import AutoencoderTiny
     from sfumato.models.unet import UNet2DConditionModel
     from sfumato.outputs import BaseOutput
     from sfumato.pipelines.base import DiffusionPipeline
@@ -64,6 +65,7 @@ __version__ = "0.1.0"
 _MODULE_OF = {
     "AdapterError": "sfumato.errors",
     "AutoencoderKL": "sfumato.models.autoencoder",
+    "AutoencoderTiny": "sfumato.models.autoencoder_tiny",
     "BaseOutput": "sfumato.outputs",
     "CLIPTextModel": "sfumato.text.clip",
     "CLIPTextModelWithProjection": "sfumato.text.clip",
@@ -104,6 +106,7 @@ _MODULE_OF = {
 __all__ = [
     "AdapterError",
     "AutoencoderKL",
+    "AutoencoderTiny",
     "BaseOutput",
     "CLIPTextModel",
     "CLIPTextModelWithProjection",

@@ -23,6 +23,7 @@ _SCHEDULERS = """
 CLASSES: dict[str, tuple[str, str]] = {
     "UNet2DConditionModel": ("diffusers", "sfumato.models.unet"),
     "AutoencoderKL": ("diffusers", "sfumato.models.autoencoder"),
+    "AutoencoderTiny": ("diffusers", "sfumato.models.autoencoder_tiny"),
     "CLIPTextModel": ("transformers", "sfumato.text.clip"),
     "CLIPTextModelWithProjection": ("transformers", "sfumato.text.clip"),
     "CLIPTokenizer": ("transformers", "sfumato.text.tokenizer"),
