@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfumato.checkpoints.original.families import Family, family
+from sfumato.checkpoints.original.families import family
 from sfumato.checkpoints.original.parts import averaged_name
 from sfumato.checkpoints.original.saving import original_tensors
 from sfumato.checkpoints.tensors import save_safetensors
@@ -28,10 +28,19 @@ CLASSES: dict[str, type[nn.Module]] = {
 
 #: Buffers of the original code that published files hold beside the weights.
 SCHEDULE_BUFFERS = (
-    "betas alphas_cumprod alphas_cumprod_prev sqrt_alphas_cumprod sqrt_one_minus_alphas_cumprod"
-    " log_one_minus_alphas_cumprod sqrt_recip_alphas_cumprod sqrt_recipm1_alphas_cumprod"
-    " posterior_variance posterior_log_variance_clipped posterior_mean_coef1 posterior_mean_coef2"
-).split()
+    "alphas_cumprod",
+    "alphas_cumprod_prev",
+    "betas",
+    "log_one_minus_alphas_cumprod",
+    "posterior_log_variance_clipped",
+    "posterior_mean_coef1",
+    "posterior_mean_coef2",
+    "posterior_variance",
+    "sqrt_alphas_cumprod",
+    "sqrt_one_minus_alphas_cumprod",
+    "sqrt_recip_alphas_cumprod",
+    "sqrt_recipm1_alphas_cumprod",
+)
 
 _TINY_TEXT = {
     "hidden_size": 64,
@@ -107,9 +116,12 @@ def with_average(tensors: dict[str, Tensor], seed: int = 9) -> dict[str, Tensor]
     return {**tensors, **average, **counts}
 
 
-def published(name: str) -> Family:
-    """The family of that name."""
-    return family(name)
+def predicting(tensors: dict[str, Tensor], velocity: bool) -> dict[str, Tensor]:
+    """The tensors with the statistic that tells velocity from noise in Stable Diffusion 2."""
+    name = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
+    size = tensors[name].shape[0]
+    signs = torch.tensor([1.0, -1.0]).repeat(size)[:size]
+    return {**tensors, name: signs * (0.1 if velocity else 0.08)}
 
 
 def write(tensors: dict[str, Tensor], path: Path, **metadata: str) -> Path:

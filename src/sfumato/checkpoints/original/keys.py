@@ -67,18 +67,21 @@ TRANSPOSED = Form(
 
 @dataclass(frozen=True)
 class Rule:
-    """A module or tensor under its original name, and under the names that diffusers has."""
+    """A module or tensor under its original name, and under the names that diffusers has.
+
+    An ``old`` name is read but never written.
+    """
 
     original: str
     diffusers: tuple[str, ...]
     form: Form = SAME
+    old: bool = False
 
 
 class KeyMap:
     """The rules of one network, applied in either direction.
 
-    Where several rules fit a name, the longest counts. Where several original names mean the same
-    (files of different ages), the first is the one to write.
+    Where several rules fit a name, the longest counts.
     """
 
     def __init__(self, rules: Iterable[Rule]) -> None:
@@ -86,9 +89,9 @@ class KeyMap:
         self._by_original: dict[str, Rule] = {}
         self._by_diffusers: dict[str, tuple[Rule, int]] = {}
         for rule in self.rules:
-            self._by_original.setdefault(rule.original, rule)
-            for part, name in enumerate(rule.diffusers):
-                self._by_diffusers.setdefault(name, (rule, part))
+            self._by_original[rule.original] = rule
+            for part, name in enumerate(() if rule.old else rule.diffusers):
+                self._by_diffusers[name] = (rule, part)
 
     def to_diffusers(self, name: str) -> tuple[list[str], Form] | None:
         """The names on diffusers' side, in the order of the form's parts; None if unknown.
@@ -297,7 +300,7 @@ def clip_keys() -> KeyMap:
     return KeyMap(
         [
             Rule("text_model", ("text_model",)),
-            *(Rule(name, (f"text_model.{name}",)) for name in names),
+            *(Rule(name, (f"text_model.{name}",), old=True) for name in names),
             Rule("text_projection", ("text_projection",)),
         ]
     )
