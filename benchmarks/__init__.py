@@ -1,0 +1,1 @@
+"""Measurements beside peers, each a command that prints a table: ``python -m benchmarks.NAME``."""
