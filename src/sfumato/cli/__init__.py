@@ -20,6 +20,7 @@ COMMANDS = {
     "generate": ("sfumato.cli.generate", "draw a picture; the word may be left out"),
     "info": ("sfumato.cli.info", "show the recipe that a picture carries"),
     "samplers": ("sfumato.cli.samplers", "list the samplers by all their names"),
+    "convert": ("sfumato.cli.convert", "change a model's layout, format or precision"),
     "train": ("sfumato.cli.train", "train a model of your own"),
     "doctor": ("sfumato.cli.doctor", "check this installation and machine"),
 }
