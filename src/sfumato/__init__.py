@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from sfumato.pipelines.image_processor import VaeImageProcessor
     from sfumato.pipelines.output import StableDiffusionPipelineOutput
     from sfumato.pipelines.stable_diffusion import StableDiffusionPipeline
+    from sfumato.safety.checker import StableDiffusionSafetyChecker
+    from sfumato.safety.image_processor import CLIPFeatureExtractor, CLIPImageProcessor
     from sfumato.schedulers import (
         DDIMScheduler,
         DDPMScheduler,
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
         UniPCMultistepScheduler,
     )
     from sfumato.text.clip import CLIPTextModel, CLIPTextModelWithProjection
+    from sfumato.text.clip_vision import CLIPVisionModel, CLIPVisionModelWithProjection
     from sfumato.text.tokenizer import CLIPTokenizer
 
 __version__ = "0.1.0"
@@ -67,9 +70,13 @@ _MODULE_OF = {
     "AutoencoderKL": "sfumato.models.autoencoder",
     "AutoencoderTiny": "sfumato.models.autoencoder_tiny",
     "BaseOutput": "sfumato.outputs",
+    "CLIPFeatureExtractor": "sfumato.safety.image_processor",
+    "CLIPImageProcessor": "sfumato.safety.image_processor",
     "CLIPTextModel": "sfumato.text.clip",
     "CLIPTextModelWithProjection": "sfumato.text.clip",
     "CLIPTokenizer": "sfumato.text.tokenizer",
+    "CLIPVisionModel": "sfumato.text.clip_vision",
+    "CLIPVisionModelWithProjection": "sfumato.text.clip_vision",
     "CheckpointError": "sfumato.errors",
     "ConfigError": "sfumato.errors",
     "DDIMScheduler": "sfumato.schedulers",
@@ -93,6 +100,7 @@ _MODULE_OF = {
     "SfumatoError": "sfumato.errors",
     "StableDiffusionPipeline": "sfumato.pipelines.stable_diffusion",
     "StableDiffusionPipelineOutput": "sfumato.pipelines.output",
+    "StableDiffusionSafetyChecker": "sfumato.safety.checker",
     "TCDScheduler": "sfumato.schedulers",
     "TokenizerError": "sfumato.errors",
     "UNet2DConditionModel": "sfumato.models.unet",
@@ -108,9 +116,13 @@ __all__ = [
     "AutoencoderKL",
     "AutoencoderTiny",
     "BaseOutput",
+    "CLIPFeatureExtractor",
+    "CLIPImageProcessor",
     "CLIPTextModel",
     "CLIPTextModelWithProjection",
     "CLIPTokenizer",
+    "CLIPVisionModel",
+    "CLIPVisionModelWithProjection",
     "CheckpointError",
     "ConfigError",
     "DDIMScheduler",
@@ -134,6 +146,7 @@ __all__ = [
     "SfumatoError",
     "StableDiffusionPipeline",
     "StableDiffusionPipelineOutput",
+    "StableDiffusionSafetyChecker",
     "TCDScheduler",
     "TokenizerError",
     "UNet2DConditionModel",

@@ -125,22 +125,21 @@ def test_a_component_that_is_absent_on_purpose_is_none(folder: Path) -> None:
     assert StableDiffusionPipeline.from_pretrained(folder).text_encoder is None
 
 
-def test_a_safety_checker_is_left_out_with_a_warning(
+def test_a_safety_checker_whose_files_are_missing_is_not_passed_over(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     _change_index(
         folder,
         safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
-        feature_extractor=["transformers", "CLIPImageProcessor"],
         requires_safety_checker=True,
     )
-    pipe = StableDiffusionPipeline.from_pretrained(folder)
-    assert pipe.safety_checker is pipe.feature_extractor is None
-    assert "`safety_checker` (StableDiffusionSafetyChecker) is left out" in caplog.text
+    with pytest.raises(ModelNotFoundError, match="To do without it, pass `safety_checker=None`"):
+        StableDiffusionPipeline.from_pretrained(folder)
     caplog.clear()
-    StableDiffusionPipeline.from_pretrained(
-        folder, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    pipe = StableDiffusionPipeline.from_pretrained(
+        folder, safety_checker=None, requires_safety_checker=False
     )
+    assert pipe.safety_checker is None
     assert not caplog.records
 
 

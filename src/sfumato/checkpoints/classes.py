@@ -26,22 +26,17 @@ CLASSES: dict[str, tuple[str, str]] = {
     "AutoencoderTiny": ("diffusers", "sfumato.models.autoencoder_tiny"),
     "CLIPTextModel": ("transformers", "sfumato.text.clip"),
     "CLIPTextModelWithProjection": ("transformers", "sfumato.text.clip"),
+    "CLIPVisionModel": ("transformers", "sfumato.text.clip_vision"),
+    "CLIPVisionModelWithProjection": ("transformers", "sfumato.text.clip_vision"),
+    "CLIPImageProcessor": ("transformers", "sfumato.safety.image_processor"),
+    "CLIPFeatureExtractor": ("transformers", "sfumato.safety.image_processor"),
+    "StableDiffusionSafetyChecker": ("stable_diffusion", "sfumato.safety.checker"),
     "CLIPTokenizer": ("transformers", "sfumato.text.tokenizer"),
     **dict.fromkeys(_SCHEDULERS, ("diffusers", "sfumato.schedulers")),
 }
 
 #: Other names of the same classes.
 _ALIASES = {"CLIPTokenizerFast": "CLIPTokenizer"}
-
-#: Parts of published folders that this version does not run; pipelines work without them.
-LEFT_OUT = frozenset(
-    {
-        "StableDiffusionSafetyChecker",
-        "CLIPImageProcessor",
-        "CLIPFeatureExtractor",
-        "CLIPVisionModelWithProjection",
-    }
-)
 
 
 def find_class(name: str, where: str) -> type[Any]:

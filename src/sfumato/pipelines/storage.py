@@ -17,13 +17,13 @@ import torch
 from torch import nn
 
 from sfumato.checkpoints.arguments import without_hub_keywords
-from sfumato.checkpoints.classes import LEFT_OUT, class_entry, find_class
+from sfumato.checkpoints.classes import class_entry, find_class
 from sfumato.checkpoints.components import load_component, save_components
 from sfumato.checkpoints.files import shown
 from sfumato.checkpoints.folders import DIFFUSERS_VERSION, read_config
 from sfumato.checkpoints.model_index import INDEX_NAME, ModelIndex, read_model_index
 from sfumato.checkpoints.weight_files import base_names, check_variant, has_variant
-from sfumato.errors import ConfigError, InputError, did_you_mean
+from sfumato.errors import ConfigError, InputError, ModelNotFoundError, did_you_mean
 from sfumato.pipelines import placement, repairs
 
 logger = logging.getLogger(__name__)
@@ -79,14 +79,13 @@ def load_pipeline(cls: type[PipelineT], path: str | PathLike[str], **kwargs: Any
             f" {sorted(names & {*given, *index.components})} were passed.",
             hint=f"Pass {', '.join(sorted(missing))} as keyword arguments.",
         )
-    listed = {
+    entries = {
         name: entry
         for name, entry in index.components.items()
         if name in names and name not in given and entry != (None, None)
     }
-    entries = _without_left_out(listed, pipeline_class)
     _check_variant(index.root, entries, options.variant)
-    loaded = {name: _load(index, name, options) for name in entries}
+    loaded = {name: _load(index, name, options, name in optional) for name in entries}
     arguments = {k: v for k, v in index.settings.items() if k in settings} | loaded | given
     pipeline = pipeline_class(**{**dict.fromkeys(names), **arguments})
     pipeline.register_to_config(_name_or_path=str(path))
@@ -129,25 +128,6 @@ def _warn_of_unused(cls: type[Any], unused: Mapping[str, Any], known: set[str]) 
         )
 
 
-def _without_left_out(
-    entries: Mapping[str, tuple[str | None, str | None]], cls: type[Any]
-) -> dict[str, tuple[str | None, str | None]]:
-    """The components that can be loaded; for the others a warning."""
-    kept = {}
-    for name, entry in entries.items():
-        if entry[1] in LEFT_OUT and name in cls._optional_components:
-            logger.warning(
-                "`%s` (%s) is left out, since this version does not run it. To use it, pass one of"
-                " your own: from_pretrained(..., %s=...).",
-                name,
-                entry[1],
-                name,
-            )
-        else:
-            kept[name] = entry
-    return kept
-
-
 def _check_variant(
     root: Path, entries: Mapping[str, tuple[str | None, str | None]], variant: str | None
 ) -> None:
@@ -167,15 +147,22 @@ def _check_variant(
         )
 
 
-def _load(index: ModelIndex, name: str, options: _Options) -> Any:
-    component = load_component(
-        index,
-        name,
-        torch_dtype=options.dtype_of(name),
-        variant=options.variant,
-        variant_fallback=True,
-        use_safetensors=options.use_safetensors,
-    )
+def _load(index: ModelIndex, name: str, options: _Options, optional: bool) -> Any:
+    try:
+        component = load_component(
+            index,
+            name,
+            torch_dtype=options.dtype_of(name),
+            variant=options.variant,
+            variant_fallback=True,
+            use_safetensors=options.use_safetensors,
+        )
+    except ModelNotFoundError as error:
+        if not optional:
+            raise
+        raise ModelNotFoundError(
+            error.message, hint=f"To do without it, pass `{name}=None`."
+        ) from None
     if name == "unet":
         config = read_config(index.root / name, "config.json", index.root)
         repairs.repair_sample_size(component, str(config.get("_diffusers_version", "")))

@@ -31,7 +31,7 @@ from sfumato.outputs import BaseOutput
 from sfumato.text.clip_layers import ACTIVATIONS, CLIPEncoder, causal_padding_mask, init_linear
 
 #: Facts about a checkpoint that transformers keeps in config.json and that do not shape this model.
-_BOOKKEEPING = frozenset(
+BOOKKEEPING = frozenset(
     """add_cross_attention architectures attn_implementation bad_words_ids begin_suppress_tokens
     chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id diversity_penalty
     do_sample dropout dtype early_stopping encoder_no_repeat_ngram_size
@@ -61,7 +61,7 @@ class CLIPTextConfig(Config):
             of diffusers look for this key, so it is read and kept.
     """
 
-    ignored_keys: ClassVar[frozenset[str]] = _BOOKKEEPING
+    ignored_keys: ClassVar[frozenset[str]] = BOOKKEEPING
 
     vocab_size: int = 49408
     hidden_size: int = 512
