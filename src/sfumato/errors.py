@@ -7,7 +7,7 @@
     │   ├── AdapterError       (ValueError) a LoRA or its kin is damaged or made for another model
     │   └── ModelNotFoundError (ValueError) there is no model of that name
     ├── TokenizerError     (ValueError)   a vocabulary cannot be used
-    ├── InputError         (ValueError)   an argument of a call is out of range or contradicts another
+    ├── InputError         (ValueError)   an argument is out of range or contradicts another
     ├── UnknownKeywordError (TypeError)   a call has no such keyword; the message names the closest
     ├── DatasetError       (ValueError)   a folder of training pictures cannot be used
     ├── ImageError         (ValueError)   a picture cannot be decoded or is too large
