@@ -336,7 +336,7 @@ def changed(
     for tensor in (made, made_bias):
         if tensor is not None and not bool(torch.isfinite(tensor).all()):
             raise NumericalError(
-                "NaN or infinity in a weight with adapters", hint="Use less strength."
+                "NaN or infinity in a weight with adapters.", hint="Lower their strength."
             )
     return made, made_bias
 

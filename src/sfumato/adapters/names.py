@@ -26,9 +26,10 @@ class NameTable:
 
     def find(self, name: str) -> str | None:
         """The path that a name in any spelling means, or None."""
-        if name in self.paths:
-            return name
-        return self.spellings.get(name) or self.spellings.get(name.replace(".processor", ""))
+        plain = name.replace(".processor", "")
+        if plain in self.paths:
+            return plain
+        return self.spellings.get(name) or self.spellings.get(plain)
 
 
 def name_table(

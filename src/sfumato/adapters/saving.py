@@ -128,7 +128,7 @@ def to_kohya(
     layers: dict[tuple[str, str], Leaves] = {}
     for key, tensor in tensors.items():
         found = split_key(key)
-        if found is None or found.leaf == "weight":
+        if found is None or (found.leaf == "weight" and f"{key[:-6]}on_input" not in tensors):
             raise AdapterError(f"{key[:200]} is no tensor of an adapter.")
         if found.leaf in _ONLY_PEFT:
             raise AdapterError(f"{key[:200]} has no form that kohya's scripts know.")

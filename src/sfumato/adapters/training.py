@@ -67,6 +67,8 @@ class _Fields:
         self.alpha = get("lora_alpha", 8)
         self.target_modules = get("target_modules", None) or list(_DEFAULT_TARGETS)
         self.ranks = dict(get("rank_pattern", None) or {})
+        for rank in self.ranks.values():
+            _whole(rank, "rank_pattern")
         self.alphas = dict(get("alpha_pattern", None) or {})
         self.root_of_rank = bool(get("use_rslora", False))
         self.init = get("init_lora_weights", True)
@@ -83,7 +85,7 @@ class _Fields:
         return any(path == end or path.endswith(f".{end}") for end in self.target_modules)
 
     def rank_of(self, path: str) -> int:
-        return _whole(_matching(self.ranks, path, self.rank), "rank_pattern")
+        return _matching(self.ranks, path, self.rank)
 
     def scale_of(self, path: str) -> float:
         rank = self.rank_of(path)
