@@ -6,11 +6,12 @@ import random
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import pytest
 import torch
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny as Oracle
+from safetensors.torch import save_file
 
-from sfumato.errors import ConfigError
+from sfumato.errors import ConfigError, WeightsMismatchError
 from sfumato.models.autoencoder_tiny import AutoencoderTiny
 from tests.parity.networks import relative_error, shapes, share_weights
 from tests.parity.oracle_pipeline import oracle_of
@@ -21,7 +22,7 @@ Pair = tuple[Any, AutoencoderTiny]
 
 def make_pair(config: dict[str, Any], seed: int = 0) -> Pair:
     torch.manual_seed(seed)
-    oracle, ours = diffusers.AutoencoderTiny(**config), AutoencoderTiny(**config)
+    oracle, ours = Oracle(**config), AutoencoderTiny(**config)
     assert list(shapes(ours).items()) == list(shapes(oracle).items())
     share_weights(oracle, ours, seed)
     return oracle, ours
@@ -105,7 +106,7 @@ def test_folders_go_both_ways(tmp_path: Path) -> None:
     oracle, ours = make_pair(SMALL)
     ours.save_pretrained(tmp_path / "ours")
     oracle.save_pretrained(tmp_path / "oracle")
-    theirs: Any = diffusers.AutoencoderTiny.from_pretrained(tmp_path / "ours")
+    theirs: Any = Oracle.from_pretrained(tmp_path / "ours")
     back = AutoencoderTiny.from_pretrained(tmp_path / "oracle")
     latents = torch.randn(1, 4, 2, 2)
     with torch.no_grad():
@@ -126,6 +127,44 @@ def test_it_decodes_for_a_pipeline_whose_folder_names_it(tmp_path: Path) -> None
     for drawing in (pipe, loaded):
         images = drawing("a boat", generator=seeded(0), **options).images
         assert relative_error(images, expected) < 1e-4
+
+
+def numbered(state: dict[str, torch.Tensor], half: str, prefix: str = "") -> dict[str, Any]:
+    """Half of a network under the names in TAESD's own files."""
+    result = {}
+    for name, tensor in state.items():
+        kind, _, number, rest = name.split(".", 3)
+        if kind == half:
+            result[f"{prefix}{int(number) + (half == 'decoder')}.{rest}"] = tensor.contiguous()
+    return result
+
+
+@pytest.mark.parametrize("layout", ["two files", "one file", "pickles"])
+def test_the_files_of_taesd_load(tmp_path: Path, layout: str) -> None:
+    oracle, _ = make_pair({**SMALL, "latent_channels": 16})
+    state = oracle.state_dict()
+    decoder, encoder = tmp_path / "taesd_decoder", tmp_path / "taesd_encoder"
+    if layout == "one file":
+        both = numbered(state, "decoder", "decoder.") | numbered(state, "encoder", "encoder.")
+        save_file(both | {"vae_scale": torch.ones(1)}, decoder)
+        ours = AutoencoderTiny.from_taesd(decoder)
+    else:
+        save = torch.save if layout == "pickles" else save_file
+        save(numbered(state, "decoder"), decoder)
+        save(numbered(state, "encoder"), encoder)
+        ours = AutoencoderTiny.from_taesd(decoder, encoder, torch_dtype=torch.float32)
+        with pytest.raises(WeightsMismatchError, match="no encoder"):
+            AutoencoderTiny.from_taesd(tmp_path / "taesd_decoder")
+    assert ours.config.num_decoder_blocks == SMALL["num_decoder_blocks"]
+    assert ours.config.num_encoder_blocks == SMALL["num_encoder_blocks"]
+    assert all(torch.equal(t, state[name]) for name, t in ours.state_dict().items())
+    assert ours.state_dict().keys() == state.keys()
+
+
+def test_other_files_are_no_taesd(tmp_path: Path) -> None:
+    save_file({"0.weight": torch.ones(2), "3.bias": torch.ones(2)}, tmp_path / "other")
+    with pytest.raises(WeightsMismatchError, match="convolutions"):
+        AutoencoderTiny.from_taesd(tmp_path / "other", tmp_path / "other")
 
 
 def test_gradients_are_the_same_with_checkpointing() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any, ClassVar, Literal, overload
 
 import torch
@@ -189,6 +190,28 @@ class AutoencoderTiny(ModelMixin[AutoencoderTinyConfig]):
         self.tile_overlap_factor = 0.125
         self.tile_sample_min_size = 512
         self.tile_latent_min_size = 512 // 2 ** (len(c.num_encoder_blocks) - 1)
+
+    @classmethod
+    def from_taesd(
+        cls,
+        decoder: str | PathLike[str],
+        encoder: str | PathLike[str] | None = None,
+        *,
+        torch_dtype: torch.dtype | None = torch.float32,
+    ) -> AutoencoderTiny:
+        """Load TAESD's own files, such as ``taesd_decoder.safetensors``.
+
+        Args:
+            decoder, encoder: the two files; or one that holds both, under ``decoder.`` and
+                ``encoder.``.
+            torch_dtype: of the weights; None keeps the files'.
+
+        Raises:
+            CheckpointError: (an ``OSError``) a file is missing, damaged, or of something else.
+        """
+        from sfumato.checkpoints.original.taesd import load_taesd
+
+        return load_taesd(decoder, encoder, dtype=torch_dtype)
 
     def scale_latents(self, x: Tensor) -> Tensor:
         """Latents packed into 0..1, as for a picture of them."""
