@@ -151,8 +151,9 @@ def alphas_cumprod(noise: NoiseConfig) -> Array:
 
 
 def training_sigmas(acp: Array) -> Array:
-    """Ratio sigma / alpha at each training timestep, rising."""
-    return np.sqrt((1.0 - acp) / acp)
+    """Ratio sigma / alpha at each training timestep, rising; float32 numbers."""
+    narrow = acp.astype(np.float32)
+    return np.sqrt((np.float32(1) - narrow) / narrow).astype(np.float64)
 
 
 def _linspace32(start: float, end: float, n: int) -> NDArray[np.float32]:
@@ -267,9 +268,14 @@ def sigma_at(timesteps: Timesteps, table: Array) -> Array:
     return np.interp(timesteps, np.arange(len(table)), table)
 
 
+def log_table(table: Array) -> Array:
+    """Logarithm of a float32 table, in float32 numbers."""
+    return np.log(table.astype(np.float32)).astype(np.float64)
+
+
 def timestep_at(sigmas: Array, table: Array) -> Array:
     """Fractional timesteps at which training had these sigmas; linear in log sigma."""
-    logs = np.log(table)
+    logs = log_table(table)
     wanted = np.log(np.maximum(sigmas, 1e-10))
     low = (np.searchsorted(logs, wanted, side="right") - 1).clip(0, len(logs) - 2)
     weight = (logs[low] - wanted) / (logs[low] - logs[low + 1])

@@ -17,7 +17,7 @@ from sfumato.diffusion.schedule import (
     Levels,
     Schedule,
     Timesteps,
-    exponential_sigmas,
+    log_table,
     sigma_at,
     spaced_timesteps,
     timestep_at,
@@ -181,7 +181,8 @@ def solver_sigmas(
     if ramp.kind is None:
         return timesteps, sigma_at(timesteps, table)
     if ramp.kind == "lu":  # even steps in log(alpha / sigma), arXiv:2206.00927 section 4
-        sigmas = exponential_sigmas(float(table[0]), float(table[-1]), n)
+        logs = log_table(table)
+        sigmas = np.exp(np.linspace(logs[-1], logs[0], n))
     else:
         sigmas = ramp(float(table[0]), float(table[-1]), n)
     found = timestep_at(sigmas, table)

@@ -105,9 +105,11 @@ class EulerScheduler(SigmaSpaceScheduler[C]):
         n = len(timesteps)
         self._forget()
         self.num_inference_steps = n
-        self._way = Schedule.from_sigmas(timesteps.astype(np.float32), sigmas[: n + 1])
-        self.timesteps = torch.from_numpy(self._way.timesteps).to(device)
         self.sigmas = torch.from_numpy(sigmas).float()
+        self._way = Schedule.from_sigmas(
+            timesteps.astype(np.float32), self.sigmas[: n + 1].double().numpy()
+        )
+        self.timesteps = torch.from_numpy(self._way.timesteps).to(device)
 
     def _way_from(self, start: int) -> Schedule:
         self._require_timesteps()
@@ -165,7 +167,7 @@ class EulerDiscreteScheduler(EulerScheduler[EulerConfig]):
                 final=config.final_sigmas_type,
             )
         if config.continuous:
-            steps = 0.25 * np.log(levels[: len(steps)])
+            steps = 0.25 * np.log(levels[:-1])
         self._follow(steps, levels, device)
 
     def _check_custom(self) -> None:

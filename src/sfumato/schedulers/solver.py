@@ -187,9 +187,9 @@ class SolverScheduler(SteppedScheduler[S]):
         self._forget()
         self.num_inference_steps = len(timesteps)
         make = flow_schedule if self._settings.use_flow_sigmas else Schedule.from_sigmas
-        self._way = make(timesteps, sigmas)
-        self.timesteps = torch.from_numpy(timesteps).to(device)
         self.sigmas = torch.from_numpy(sigmas).float()
+        self._way = make(timesteps, self.sigmas.double().numpy())
+        self.timesteps = torch.from_numpy(timesteps).to(device)
 
     def _way_from(self, start: int) -> Schedule:
         self._require_timesteps()

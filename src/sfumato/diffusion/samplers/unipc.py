@@ -106,9 +106,10 @@ def _bh_step(
     scale = levels.alpha[row + 1] if predict_x0 else levels.sigma[row + 1]
     hh = -h if predict_x0 else h
     growth = float(np.expm1(hh))
+    if np.isinf(h):  # the step ends at the denoised picture
+        first = scale if predict_x0 else -part[row + 1] * levels.sigma[row] / part[row]
+        return part[row + 1] / part[row], [0.0, first] + [0.0] * (order - 1)
     mix = [0.0, -scale * growth] + [0.0] * (order - 1)
-    if np.isinf(h):
-        return part[row + 1] / part[row], mix
     bh = hh if solver_type == "bh1" else growth
     ratios = np.array([(lambdas[row - i] - lambdas[row]) / h for i in range(1, order)])
     for i, rho in enumerate(_rhos(ratios, hh, bh, order, correct=correct)):
