@@ -15,8 +15,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
 
-from sfumato.errors import InputError, ModelNotFoundError, TokenizerError
+from sfumato.errors import InputError, ModelNotFoundError, SfumatoError, TokenizerError
 from sfumato.pipelines.stable_diffusion import StableDiffusionPipeline
+from sfumato.text.embedding_files import read_embedding
 from sfumato.text.tokenizer import CLIPTokenizer
 from tests.pipelines.tiny import WIDTH, tiny_pipeline, tiny_text_encoder, weights_of
 
@@ -294,3 +295,51 @@ def test_an_added_word_changes_the_picture_and_its_removal_restores_it(
     assert not torch.equal(draw(), plain)
     pipe.unload_textual_inversion("<cat>")
     assert torch.equal(draw(), plain)
+
+
+def test_words_are_saved_and_loaded_with_the_pipeline(
+    tmp_path: Path, pipe: StableDiffusionPipeline
+) -> None:
+    pipe.load_textual_inversion({"<cat>": vectors(2, WIDTH)})
+    pipe.save_pretrained(tmp_path)
+    loaded = StableDiffusionPipeline.from_pretrained(tmp_path)
+    embeds = [p.encode_prompt("a <cat>", "cpu", 1, False)[0] for p in (pipe, loaded)]
+    assert torch.equal(*embeds)
+    loaded.unload_textual_inversion("<cat>")
+    assert len(loaded.tokenizer) == len(loaded.text_encoder.get_input_embeddings().weight) == 49408
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_damaged_files_end_in_an_error_of_ours(tmp_path: Path, name: str) -> None:
+    rng, path = random.Random(name), tmp_path / name
+    FORMATS[name](path, vectors(2, 8))
+    whole = path.read_bytes()
+    refused = 0
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for _ in range(rng.randint(1, 4)):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        path.write_bytes(bytes(damaged)[: rng.choice([len(whole), rng.randrange(len(whole))])])
+        try:
+            assert read_embedding(path).vectors.ndim == 2
+        except SfumatoError:
+            refused += 1
+    assert refused > 10
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"string_to_param": []}',
+        '{"string_to_param": {"*": 1}}',
+        '{"string_to_param": {"*": {"TORCHTENSOR": [[1], [1, 2]]}}}',
+        "[]",
+        "{",
+    ],
+)
+def test_pictures_with_a_damaged_embedding_are_refused(tmp_path: Path, content: str) -> None:
+    info = PngInfo()
+    info.add_text("sd-ti-embedding", base64.b64encode(content.encode()).decode())
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png", pnginfo=info)
+    with pytest.raises(SfumatoError):
+        read_embedding(tmp_path / "a.png")

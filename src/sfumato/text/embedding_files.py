@@ -36,10 +36,9 @@ _ENDINGS = {True: (".safetensors",), False: (".bin", ".pt", ".pth", ".ckpt")}
 
 #: The text chunk in which A1111 keeps an embedding in its preview picture.
 _PNG_KEYWORD = "sd-ti-embedding"
-_ONE_NAME = "emb_params"
 
-#: No prompt has room for more vectors, and no text encoder is so wide.
-_MOST_VECTORS, _MOST_NUMBERS = 10_000, 2**26
+#: No prompt has room for more.
+_MOST_VECTORS = 10_000
 
 
 @dataclass(frozen=True)
@@ -95,16 +94,21 @@ def _from_file(path: Path) -> Embedding:
         start = file.read(16)
     where, stem = shown(path), path.stem
     if start.startswith(SIGNATURE):
-        return _from_content(_png_content(path), where, stem, _listed_numbers)
+        return _from_content(_png_content(path), where, stem, lambda tensor: tensor)
     if start.startswith(ZIP_START) or (start.startswith(b"\x80") and start[8:9] != b"{"):
         pickled = read_torch_file(path)
         return _from_content(
-            pickled.content, where, stem, lambda t: load_tensors(pickled, {"embedding": t})
+            pickled.content,
+            where,
+            stem,
+            lambda tensor: load_tensors(pickled, {"embedding": tensor})["embedding"],
         )
     return _from_content(read_safetensors(path), where, stem, lambda tensor: tensor)
 
 
-def _from_content(content: Any, where: str, stem: str | None, load: Callable[[Any], Any]) -> Any:
+def _from_content(
+    content: Any, where: str, stem: str | None, load: Callable[[Any], Tensor]
+) -> Embedding:
     """The embedding in a file's table, or in the tensor that is all there is.
 
     Args:
@@ -133,10 +137,9 @@ def _from_content(content: Any, where: str, stem: str | None, load: Callable[[An
             " textual embedding either only has a single key or includes the `string_to_param`"
             " input key."
         )
-    if not isinstance(value, Tensor | StoredTensor | list):
+    if not isinstance(value, Tensor | StoredTensor):
         raise InputError(f"{where} holds no tensor where the embedding should be.")
-    tensor = load(value)
-    return _checked(token, tensor["embedding"] if isinstance(tensor, dict) else tensor, where)
+    return _checked(token, load(value), where)
 
 
 def _table(value: Any) -> Mapping[Any, Any] | None:
@@ -195,22 +198,21 @@ def _png_content(path: Path) -> Mapping[str, Any]:
     parameters = content.get("string_to_param")
     if not isinstance(parameters, dict):
         raise CheckpointError(f"{shown(path)} has an embedding without vectors.")
-    named = {
-        key: value.get("TORCHTENSOR") if isinstance(value, dict) else value
+    tensors = {
+        key: _listed_numbers(value.get("TORCHTENSOR"), path)
         for key, value in parameters.items()
+        if isinstance(value, dict)
     }
-    return {"string_to_param": named, "name": content.get("name")}
+    return {"string_to_param": tensors, "name": content.get("name")}
 
 
-def _listed_numbers(value: Any) -> Tensor:
-    rows = value if value and isinstance(value[0], list) else [value]
-    widths = {len(row) if isinstance(row, list) else 0 for row in rows}
-    if len(widths) != 1 or len(rows) * max(widths) > _MOST_NUMBERS:
-        raise InputError("The embedding in the picture is no table of numbers.")
+def _listed_numbers(value: Any, path: Path) -> Tensor:
     try:
-        return torch.tensor(rows, dtype=torch.float32)
+        return torch.tensor(value, dtype=torch.float32)
     except (TypeError, ValueError, OverflowError, RuntimeError):
-        raise InputError("The embedding in the picture is no table of numbers.") from None
+        raise CheckpointError(
+            f"{shown(path)} has an embedding that is no table of numbers."
+        ) from None
 
 
 # Folders
