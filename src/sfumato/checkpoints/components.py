@@ -20,9 +20,10 @@ from torch import nn
 from sfumato.checkpoints.atomic import atomic_directory
 from sfumato.checkpoints.classes import class_entry, find_class
 from sfumato.checkpoints.files import checked_path, require_inside, shown
-from sfumato.checkpoints.folders import DIFFUSERS_VERSION, load_model, subfolder_of
+from sfumato.checkpoints.folders import DIFFUSERS_VERSION, load_model
 from sfumato.checkpoints.jsonfile import write_json
 from sfumato.checkpoints.model_index import INDEX_NAME, ModelIndex
+from sfumato.checkpoints.places import subfolder_of
 from sfumato.checkpoints.weight_files import check_variant, obsolete_weights
 from sfumato.errors import ConfigError, did_you_mean
 

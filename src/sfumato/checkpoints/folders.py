@@ -24,11 +24,12 @@ from sfumato.checkpoints.arguments import (
     without_hub_keywords,
 )
 from sfumato.checkpoints.atomic import atomic_directory
-from sfumato.checkpoints.files import checked_path, require_inside, shown
+from sfumato.checkpoints.files import checked_path, shown
 from sfumato.checkpoints.fitting import assign, build_without_memory, check_fit
 from sfumato.checkpoints.header import read_header
-from sfumato.checkpoints.jsonfile import read_json, write_json
+from sfumato.checkpoints.jsonfile import write_json
 from sfumato.checkpoints.pickles import read_pickle
+from sfumato.checkpoints.places import model_root, read_config, subfolder_of
 from sfumato.checkpoints.tensors import cast, read_safetensors, ready_to_write, save_safetensors
 from sfumato.checkpoints.weight_files import (
     WeightFiles,
@@ -40,7 +41,7 @@ from sfumato.checkpoints.weight_files import (
     index_name,
     obsolete_weights,
 )
-from sfumato.errors import ConfigError, InputError, ModelNotFoundError
+from sfumato.errors import ConfigError, InputError
 
 logger = logging.getLogger(__name__)
 
@@ -171,45 +172,6 @@ def save_model(
         if len(shards) > 1:
             write_json(temporary / index, _index_of(written))
         write_json(temporary / "config.json", _config_to_write(model))
-
-
-def model_root(path: str | PathLike[str]) -> Path:
-    """The folder of a model.
-
-    Raises:
-        CheckpointError: for impossible names.
-        ModelNotFoundError: when it is no folder.
-    """
-    folder = checked_path(path)
-    try:
-        if folder.is_dir():
-            return folder
-        there = folder.exists()
-    except OSError as error:
-        raise ModelNotFoundError(f"{shown(path)} cannot be read: {error.strerror}.") from None
-    problem = "is not a folder but a file" if there else "is not a folder on this machine"
-    raise ModelNotFoundError(
-        f"{shown(path)} {problem}.",
-        hint="Give the folder that holds `model_index.json` or `config.json`.",
-    )
-
-
-def subfolder_of(root: Path, path: str | PathLike[str], subfolder: str | None) -> Path:
-    """The folder ``path/subfolder``, which must lie in ``root``."""
-    if not subfolder:
-        return model_root(path)
-    folder = require_inside(checked_path(path) / checked_path(subfolder), root)
-    if not folder.is_dir():
-        raise ModelNotFoundError(f"{shown(root)} has no folder {shown(subfolder)}.")
-    return folder
-
-
-def read_config(folder: Path, name: str, root: Path) -> dict[str, Any]:
-    """The JSON object in a file of a model's folder; no link may leave ``root``."""
-    path = folder / name
-    if not path.is_symlink() and not path.exists():
-        raise ModelNotFoundError(f"The folder {shown(folder)} has no file named `{name}`.")
-    return read_json(require_inside(path, root))
 
 
 def check_class(values: Mapping[str, Any], wanted: type, path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.checkpoints.files import shown
-from sfumato.checkpoints.folders import model_root, read_config
+from sfumato.checkpoints.places import model_root, read_config
 from sfumato.errors import ConfigError
 
 INDEX_NAME = "model_index.json"

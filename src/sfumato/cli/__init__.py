@@ -18,7 +18,7 @@ from sfumato.cli import console
 #: Subcommand, the file it is in, what it does.
 COMMANDS = {
     "generate": ("sfumato.cli.generate", "draw a picture; the word may be left out"),
-    "info": ("sfumato.cli.info", "show the recipe that a picture carries"),
+    "info": ("sfumato.cli.info", "show what a picture, a file of weights or a folder is"),
     "samplers": ("sfumato.cli.samplers", "list the samplers by all their names"),
     "convert": ("sfumato.cli.convert", "change a model's layout, format or precision"),
     "train": ("sfumato.cli.train", "train a model of your own"),

@@ -1,35 +1,63 @@
-"""``sfumato info``: the recipe that a picture carries."""
+"""``sfumato info``: what a file is, be it a picture with a recipe, weights, or a model's folder."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sfumato.checkpoints.files import shown
+from sfumato.checkpoints.files import open_regular, shown
 from sfumato.checkpoints.metadata import Recipe
-from sfumato.checkpoints.png import read_recipe
+from sfumato.checkpoints.png import SIGNATURE, read_recipe
 from sfumato.cli.console import one_line, printable
 from sfumato.errors import ImageError
+
+if TYPE_CHECKING:
+    from sfumato.checkpoints.inspection import FileInfo
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 @app.command()
 def info(
-    picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="A PNG.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A picture, a file of weights, or a folder.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print it as one line of JSON.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check every tensor for NaN and infinity.")
+    ] = False,
+    no_hash: Annotated[
+        bool, typer.Option("--no-hash", help="Leave out hashes, which read the whole file.")
+    ] = False,
 ) -> None:
-    """Show how a picture was drawn, by sfumato or by a program that writes the same text.
+    """Show what a file is, without loading it.
 
-    `sfumato --from PICTURE` draws it again.
+    Of a picture: how it was drawn; `sfumato --from PICTURE` draws it again. Of weights: kind,
+    base model, what the network predicts, precision, rank, trigger words, training, hashes.
     """
-    recipe = read_recipe(picture)
-    if recipe is None:
-        raise ImageError(f"{shown(picture)} carries no recipe.")
-    print(json.dumps(recipe.to_dict()) if as_json else describe(recipe))
+    if not file.is_dir() and _is_picture(file):
+        recipe = read_recipe(file)
+        if recipe is None:
+            raise ImageError(f"{shown(file)} carries no recipe.")
+        print(json.dumps(recipe.to_dict()) if as_json else describe(recipe))
+        return
+
+    from sfumato.checkpoints.inspection import inspect_file, require_sound
+
+    found = inspect_file(file, hashes=not no_hash, verify=verify)
+    print(json.dumps(asdict(found)) if as_json else describe_weights(found))
+    require_sound(found)
+
+
+def _is_picture(path: Path) -> bool:
+    with open_regular(path) as file:
+        start = file.read(len(SIGNATURE))
+    return start == SIGNATURE or path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp")
 
 
 def describe(recipe: Recipe) -> str:
@@ -46,9 +74,49 @@ def describe(recipe: Recipe) -> str:
     width, height = fields.pop("width", None), fields.pop("height", None)
     for name, value in fields.items():
         if name == "extra":
-            lines += [f"  {one_line(key):<17} {one_line(text)}" for key, text in value.items()]
+            lines += [_line(key, text) for key, text in value.items()]
         elif name != "prompt" and value != "":
-            lines.append(f"  {name.replace('_', ' '):<17} {one_line(str(value))}")
+            lines.append(_line(name.replace("_", " "), value))
         if name == "seed" and width and height:
-            lines.append(f"  {'size':<17} {width}x{height}")
+            lines.append(_line("size", f"{width}x{height}"))
     return "\n".join(lines)
+
+
+def describe_weights(found: FileInfo) -> str:
+    """What is known of a file of weights, for a person, one fact a line."""
+    lines = [one_line(found.description or "nothing that is recognised")]
+    prediction = found.prediction_type and f"{found.prediction_type} ({found.prediction_reason})"
+    count = f"{found.parameters:,} in {found.tensors:,} tensors"
+    facts: dict[str, Any] = {
+        "base model": found.base_model,
+        "prediction": prediction,
+        "components": _pairs(found.components),
+        **found.adapter,
+        "vectors": found.vectors and f"{found.vectors[0]} of width {found.vectors[1]}",
+        "precision": ", ".join(found.precision),
+        "parameters": count,
+        "averaged weights": "yes" if found.averaged_weights else None,
+        "trigger words": ", ".join(found.trigger_words),
+        "frequent tags": ", ".join(found.frequent_tags),
+        **found.training,
+        "size": f"{found.size:,} bytes" if found.size else None,
+    }
+    if found.hashes is not None:
+        facts |= {
+            "SHA-256": found.hashes.sha256,
+            "short hash": found.hashes.short,
+            "old short hash": found.hashes.old,
+            "hash of weights": found.hashes.weights,
+        }
+    if found.not_finite is not None:
+        bad = len(found.not_finite)
+        facts["verified"] = f"{bad} tensors hold NaN or infinity" if bad else "all tensors finite"
+    return "\n".join([*lines, *(_line(name, value) for name, value in facts.items() if value)])
+
+
+def _pairs(table: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} ({kind})" for name, kind in table.items())
+
+
+def _line(name: str, value: object) -> str:
+    return f"  {one_line(name):<17} {one_line(str(value))}"

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from sfumato.checkpoints.components import load_component, save_components
-from sfumato.checkpoints.folders import load_model, read_config, save_model
+from sfumato.checkpoints.folders import load_model, save_model
 from sfumato.checkpoints.model_index import INDEX_NAME, read_model_index
 from sfumato.checkpoints.original.companions import (
     make_low_res_scheduler,
@@ -34,6 +34,7 @@ from sfumato.checkpoints.original.loading import (
 )
 from sfumato.checkpoints.original.parts import COMPONENTS, find_part
 from sfumato.checkpoints.original.saving import save_original
+from sfumato.checkpoints.places import read_config
 from sfumato.checkpoints.source import open_source
 from sfumato.errors import CheckpointError, ConfigError
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sfumato.checkpoints.folders import model_root, read_config
 from sfumato.checkpoints.model_index import INDEX_NAME
+from sfumato.checkpoints.places import model_root, read_config
 from sfumato.errors import ModelNotFoundError
 
 _FILES = {"scheduler": "scheduler_config.json", "low_res_scheduler": "scheduler_config.json"}
