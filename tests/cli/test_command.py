@@ -97,7 +97,7 @@ FAILURES = {
     "a picture that is not there": (["--from", "no.png"], "no file 'no.png'"),
     "a picture that is none": (["--from", __file__], "not a PNG"),
     "info of nothing": (["info", "no.png"], "no file 'no.png'"),
-    "info of a text": (["info", __file__], "not a PNG"),
+    "info of a text": (["info", __file__], "neither a picture nor a file of weights"),
 }
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from sfumato.checkpoints import training_notes
 from sfumato.checkpoints.file_hashes import Hashes, hash_file
 from sfumato.checkpoints.files import is_regular, open_regular, shown
-from sfumato.checkpoints.header import DTYPE_BITS
+from sfumato.checkpoints.header import DTYPE_BITS, what_it_looks_like
 from sfumato.checkpoints.model_index import INDEX_NAME, read_model_index
 from sfumato.checkpoints.original.families import detect_family, family
 from sfumato.checkpoints.original.parts import AVERAGE_PREFIX, COMPONENTS, find_part
@@ -25,7 +25,7 @@ from sfumato.checkpoints.original.prediction import choose_prediction
 from sfumato.checkpoints.places import model_root, read_config
 from sfumato.checkpoints.recognise import BASES, recognise
 from sfumato.checkpoints.source import Source, open_source, shapes_of
-from sfumato.checkpoints.torch_file import read_torch_file
+from sfumato.checkpoints.torch_file import ZIP_START, read_torch_file
 from sfumato.checkpoints.torch_rebuild import StoredTensor
 from sfumato.checkpoints.weight_files import parse_name
 from sfumato.errors import CheckpointError
@@ -100,6 +100,7 @@ def inspect_file(
     place = Path(path)
     if place.is_dir():
         return _inspect_folder(place, verify)
+    _require_weights(place)
     try:
         source = open_source(place)
     except CheckpointError:
@@ -108,6 +109,18 @@ def inspect_file(
             raise
         return _finish(embedding, place, hashes)
     return _finish(_inspect_source(place, source, verify), place, hashes)
+
+
+def _require_weights(path: Path) -> None:
+    """Raise `CheckpointError` for a file that does not even begin like one of weights."""
+    with open_regular(path) as file:
+        start = file.read(64)
+    if start[8:9] != b"{" and not start.startswith((ZIP_START, b"\x80")):
+        guess = what_it_looks_like(start)
+        raise CheckpointError(
+            f"{shown(path)} is neither a picture nor a file of weights"
+            f"{f' but {guess}' if guess else ''}."
+        )
 
 
 def _finish(values: dict[str, Any], path: Path, hashes: bool) -> FileInfo:
