@@ -156,6 +156,10 @@ def test_settings_go_to_and_from_files(tmp_path: Path) -> None:
     early = {"feature_extractor_type": "CLIPFeatureExtractor", "size": 224, "crop_size": 224}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(early))
     assert CLIPFeatureExtractor.from_pretrained(tmp_path).config == CLIPImageProcessor().config
+    options: dict[str, Any] = {"local_files_only": True, "do_resize": False}
+    assert CLIPImageProcessor.from_pretrained(tmp_path, **options).do_resize is False
+    with pytest.raises(UnknownKeywordError, match="do_resize"):
+        CLIPImageProcessor.from_pretrained(tmp_path, do_resiz=False)
 
 
 def test_what_is_no_picture_is_refused() -> None:
@@ -210,6 +214,27 @@ def test_verdicts_and_pictures_are_those_of_diffusers(seed: int) -> None:
     assert found == flags
     assert np.array_equal(np.asarray(actual), np.asarray(expected))
     assert [scores.is_finding for scores in ours.last_scores] == flags
+
+
+def test_configurations_of_published_folders_are_read_without_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    vision = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    early = {
+        **transformers.CLIPConfig(projection_dim=12).to_dict(),
+        "architectures": ["StableDiffusionSafetyChecker"],
+        "vision_config": transformers.CLIPVisionConfig(patch_size=14).to_dict(),
+        "vision_config_dict": vision,
+        "text_config_dict": {"hidden_size": 768},
+    }
+    checker = StableDiffusionSafetyChecker.from_config(early)
+    assert not caplog.records
+    assert checker.concept_embeds.shape == (17, 12)
+    assert checker.config.vision_config.hidden_size == 16
+    assert checker.config.vision_config.patch_size == 14
+    for wrong in (3, [], "clip"):
+        with pytest.raises(ConfigError, match="has to be an object"):
+            StableDiffusionSafetyChecker(vision_config=wrong)
 
 
 def test_random_weights_find_something_and_not_everything() -> None:

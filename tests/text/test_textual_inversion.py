@@ -211,6 +211,18 @@ def test_a_later_item_that_is_wrong_undoes_the_list(
     assert_same(state(pipe), before)
 
 
+def test_a_tokenizer_that_fails_halfway_is_restored(
+    pipe: StableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe.load_textual_inversion({"<old>": vectors(2, WIDTH)})
+    before = state(pipe)
+    with monkeypatch.context() as patched:
+        patched.setattr(pipe.tokenizer, "convert_tokens_to_ids", lambda tokens: [0] * len(tokens))
+        with pytest.raises(TokenizerError, match="did not take the new tokens"):
+            pipe.load_textual_inversion({"<new>": vectors(3, WIDTH)})
+    assert_same(state(pipe), before)
+
+
 def test_random_orders_of_loading_and_unloading_end_where_they_began(
     pipe: StableDiffusionPipeline,
 ) -> None:

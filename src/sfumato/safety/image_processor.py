@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from PIL import Image
 
-from sfumato.checkpoints.arguments import reject_unknown
+from sfumato.checkpoints.arguments import reject_unknown, without_hub_keywords
 from sfumato.checkpoints.atomic import atomic_directory
 from sfumato.checkpoints.files import checked_path
 from sfumato.checkpoints.jsonfile import read_json, write_json
@@ -114,16 +114,27 @@ class CLIPImageProcessor:
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | PathLike[str], *, subfolder: str | None = None
+        cls,
+        pretrained_model_name_or_path: str | PathLike[str],
+        *,
+        subfolder: str | None = None,
+        **kwargs: Any,
     ) -> Self:
         """Load the settings from a folder.
+
+        Args:
+            kwargs: settings that go before the file's; keywords about downloading have no effect.
 
         Raises:
             CheckpointError: when the file is missing.
             ConfigError: when it cannot be used.
+            UnknownKeywordError: when there is no such setting.
         """
+        overrides = without_hub_keywords(kwargs)
+        known = set(CLIPImageProcessorConfig())
+        reject_unknown(f"{cls.__name__}.from_pretrained()", overrides, known)
         folder = checked_path(pretrained_model_name_or_path) / (subfolder or "")
-        return cls(read_json(folder / FILE_NAME))
+        return cls(read_json(folder / FILE_NAME), **overrides)
 
     def save_pretrained(self, save_directory: str | PathLike[str]) -> None:
         """Write the settings into a folder that transformers reads too."""
