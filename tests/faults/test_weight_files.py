@@ -143,6 +143,8 @@ def test_anything_after_the_last_tensor_is_refused(weights: Path, tmp_path: Path
         ({"a": entry(0, 20, [2**40, 2**40])}, "does not take"),
         ({"a": entry(0, 20, [2**63, 2])}, "does not take"),
         ({"a": entry(0, 20, [2**64 // 4 + 5])}, "does not take"),
+        ({"a": entry(0, 0, [0, 2**64]), "b": entry(0, 20)}, "does not take"),
+        ({"a": entry(0, 0, [2**40, 0, 2**40]), "b": entry(0, 20)}, "does not take"),
         ({"a": entry(0, 20, [-5])}, "list of sizes"),
         ({"a": entry(0, 20, [-1, -5])}, "list of sizes"),
         ({"a": entry(0, 20, [5.0])}, "list of sizes"),
@@ -460,6 +462,21 @@ def test_a_tensor_that_claims_more_than_its_memory_is_refused(tmp_path: Path) ->
     torch.save({"a": torch.zeros(1).expand(2**40)}, path)
     assert path.stat().st_size < 10_000
     with within(5), pytest.raises(CheckpointError, match="no plain tensor"):
+        read_pickle(path)
+
+
+def test_an_empty_tensor_of_absurd_sizes_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.bin"
+    torch.save({"a": torch.zeros(0, 77_777, 77_777)}, path)
+    assert read_pickle(path)["a"].shape == (0, 77_777, 77_777)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    size, absurd = b"J" + struct.pack("<i", 77_777), b"\x8a\x08" + struct.pack("<q", 2**60)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            assert not name.endswith("data.pkl") or size in data
+            archive.writestr(name, data.replace(size, absurd))
+    with pytest.raises(CheckpointError, match="no plain tensor"):
         read_pickle(path)
 
 

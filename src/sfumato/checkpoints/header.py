@@ -135,7 +135,7 @@ def _parse_entry(name: str, value: Any) -> TensorEntry:
     if start > stop or stop >= 2**63:
         raise ValueError(f"{label} has the impossible byte range {start}..{stop}"[:200])
     bits = (stop - start) * 8
-    if _product(shape, limit=bits) * DTYPE_BITS[dtype] != bits:
+    if _product(shape, limit=max(bits, 2**40)) * DTYPE_BITS[dtype] != bits:
         raise ValueError(
             f"{label} of dtype {dtype} and shape {str(shape)[:80]} does not take the "
             f"{stop - start} bytes given to it"
@@ -159,15 +159,16 @@ def _is_size(value: object) -> bool:
 
 
 def _product(shape: list[int], limit: int) -> int:
-    """The product of the sizes, or some number above ``limit`` when it is above ``limit``."""
-    if 0 in shape:
-        return 0
+    """The product of the sizes, or some number above ``limit`` when it is above ``limit``.
+
+    Sizes beside a zero count too: torch cannot hold an empty tensor of 2^64 columns.
+    """
     product = 1
-    for size in shape:
+    for size in filter(None, shape):
         product *= size
         if product > limit:
-            break
-    return product
+            return product
+    return 0 if 0 in shape else product
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

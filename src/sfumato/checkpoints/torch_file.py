@@ -28,6 +28,9 @@ MAX_PICKLE_BYTES = 64 * 2**20
 #: How deeply a table of tensors may lie in others: ``{"state_dict": {"state_dict": {...}}}``.
 _MAX_DEPTH = 8
 
+#: The product of the other sizes of an empty tensor.
+_MAX_EMPTY = 2**40
+
 ZIP_START = b"PK\x03\x04"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
@@ -254,9 +257,11 @@ def check_stored(file: TorchFile, name: str, tensor: StoredTensor) -> None:
         raise CheckpointError(f"{label} has no numbers in the file.", hint="Fetch the file again.")
     count, last = 1, tensor.offset
     for size, step in zip(tensor.shape, tensor.stride, strict=True):
-        count *= size
+        count *= size or 1  # sizes beside a zero count too: torch cannot hold (0, 2^60, 2^60)
         last += (size - 1) * step
-        if count > tensor.storage.size:
+        if count > max(tensor.storage.size, _MAX_EMPTY):
             break
-    if 0 not in tensor.shape and not (count <= tensor.storage.size and last < tensor.storage.size):
+    empty = 0 in tensor.shape
+    inside = count <= tensor.storage.size and last < tensor.storage.size
+    if not (inside or (empty and count <= _MAX_EMPTY)):
         raise CheckpointError(f"{label} is no plain tensor.")
