@@ -10,14 +10,18 @@ import struct
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 
 
 @contextmanager
-def within(seconds: float) -> Iterator[None]:
-    """Fail with `TimeoutError` when the block takes longer; for code that must not hang."""
+def within(seconds: float = 60) -> Iterator[None]:
+    """Fail with `TimeoutError` when the block takes longer; for code that must not hang.
+
+    The time is generous, since a hang has no end and a busy machine may be slow.
+    """
 
     def stop(*_: object) -> None:
         raise TimeoutError(f"still running after {seconds} s")
@@ -75,3 +79,9 @@ def torch_bytes(content: Any, **options: Any) -> bytes:
     buffer = io.BytesIO()
     torch.save(content, buffer, **options)
     return buffer.getvalue()
+
+
+def change(path: Path, **entries: Any) -> None:
+    """Change entries of a JSON file, without this package's checks."""
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, **entries}))
