@@ -47,6 +47,8 @@ class Settings:
     Attributes:
         alpha: numerator of the scale where the tensors bring none; None for the rank.
         alphas: pattern of a layer's path -> its own alpha.
+        rank, ranks: likewise the rank, for PEFT's LoKr: it divides by it where the tensors have
+            none.
         root_of_rank: divide by the root of the rank (rank-stabilised LoRA, arXiv:2312.03732).
         cayley_terms: of the series in PEFT's OFT; 0 for the exact map.
         shared_blocks: PEFT's OFT has one block for all.
@@ -54,6 +56,8 @@ class Settings:
 
     alpha: float | None = None
     alphas: Mapping[str, float] = field(default_factory=dict)
+    rank: float | None = None
+    ranks: Mapping[str, float] = field(default_factory=dict)
     root_of_rank: bool = False
     cayley_terms: int = 5
     shared_blocks: bool = False
@@ -61,14 +65,14 @@ class Settings:
     @classmethod
     def from_metadata(cls, values: Mapping[str, Any]) -> Settings:
         """Read PEFT's names; values of other types than PEFT writes are passed over."""
-        alpha, alphas = values.get("lora_alpha", values.get("alpha")), values.get("alpha_pattern")
+        alpha, rank = values.get("lora_alpha", values.get("alpha")), values.get("r")
         terms = values.get("num_cayley_neumann_terms", 5)
         series = values.get("use_cayley_neumann", True) is not False
         return cls(
             alpha=float(alpha) if _is_number(alpha) else None,
-            alphas={str(k): float(v) for k, v in alphas.items() if _is_number(v)}
-            if isinstance(alphas, Mapping)
-            else {},
+            alphas=_numbers(values.get("alpha_pattern")),
+            rank=float(rank) if _is_number(rank) and rank else None,
+            ranks=_numbers(values.get("rank_pattern")),
             root_of_rank=values.get("use_rslora") is True,
             cayley_terms=(int(terms) if _is_number(terms) else 5) if series else 0,
             shared_blocks=values.get("block_share") is True,
@@ -76,12 +80,11 @@ class Settings:
 
     def alpha_of(self, path: str) -> float | None:
         """The alpha of a layer, None where the rank takes its place."""
-        for pattern, alpha in self.alphas.items():
-            # PEFT's patterns are paths or their ends; a leading ^ anchors them.
-            name = pattern.removeprefix("^")
-            if path == name or (not pattern.startswith("^") and path.endswith(f".{name}")):
-                return alpha
-        return self.alpha
+        return _matching(self.alphas, path, self.alpha)
+
+    def rank_of(self, path: str) -> float | None:
+        """The rank of a layer, as far as the file says it."""
+        return _matching(self.ranks, path, self.rank)
 
 
 def sort_tensors(
@@ -250,10 +253,13 @@ class _Taker:
     def scale(self, factor: Tensor | None) -> float:
         """alpha / rank; the rank is the rows of ``factor``, None for a family without."""
         alpha, scalar = self.number("alpha"), self.number("scalar")
+        scalar = 1.0 if scalar is None else scalar
+        if factor is None:  # LyCORIS ignores an alpha then, PEFT does not
+            given, rank = self.settings.alpha_of(self.path), self.settings.rank_of(self.path)
+            return scalar if alpha is not None or given is None or not rank else given / rank
         if alpha is None:
             alpha = self.settings.alpha_of(self.path)
-        scalar = 1.0 if scalar is None else scalar
-        if factor is None or alpha is None:
+        if alpha is None:
             return scalar
         if alpha == 0:
             raise AdapterError("alpha is 0, so the layer would have no effect")
@@ -371,6 +377,21 @@ _FAMILIES: dict[tuple[str, ...], Callable[[_Taker], LayerAdapter]] = {
     ("oft_R.weight",): _input_rotation,
     ("boft_R",): _input_butterfly,
 }
+
+
+def _matching(values: Mapping[str, float], path: str, default: float | None) -> float | None:
+    """The value of the first of PEFT's patterns (paths or their ends) that means this path."""
+    for pattern, value in values.items():
+        name = pattern.removeprefix("^")
+        if path == name or (name == pattern and path.endswith(f".{name}")):
+            return value
+    return default
+
+
+def _numbers(values: object) -> dict[str, float]:
+    if not isinstance(values, Mapping):
+        return {}
+    return {str(key): float(value) for key, value in values.items() if _is_number(value)}
 
 
 def _is_number(value: object) -> bool:
