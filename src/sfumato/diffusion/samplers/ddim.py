@@ -16,6 +16,7 @@ from sfumato.diffusion.plan import (
     to_epsilon,
 )
 from sfumato.diffusion.schedule import Schedule
+from sfumato.errors import InputError
 
 
 def ddim(
@@ -35,7 +36,12 @@ def ddim(
         limit: clip or threshold for ``denoised``.
         noise_from_limited: derive the noise direction from the limited ``denoised`` instead of
             the network's output (``use_clipped_model_output`` of diffusers).
+
+    Raises:
+        InputError: for ``eta`` out of range.
     """
+    if not 0 <= eta <= 1:
+        raise InputError(f"`eta` has to be between 0 and 1 but is {eta}.")
     now, following = schedule.now, schedule.next
     with np.errstate(divide="ignore", invalid="ignore"):
         variance = (following.sigma / now.sigma) ** 2 * (1 - (now.alpha / following.alpha) ** 2)

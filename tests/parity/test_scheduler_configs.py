@@ -1,0 +1,87 @@
+"""Scheduler configurations against diffusers: defaults, swapping of classes, files."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sfumato.schedulers as ours
+
+theirs = pytest.importorskip("diffusers")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+COMMON = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+OVERRIDES: tuple[dict[str, Any], ...] = (
+    {},
+    {"timestep_spacing": "trailing"},
+    {"prediction_type": "v_prediction"},
+    {"steps_offset": 1},
+    {"num_train_timesteps": 500},
+)
+
+
+def public(config: Any) -> dict[str, Any]:
+    return {k: v for k, v in dict(config).items() if not k.startswith("_")}
+
+
+@pytest.mark.parametrize("name", ours.CLASS_NAMES)
+def test_constructor_defaults_are_as_in_diffusers(name: str) -> None:
+    mine, other = getattr(ours, name)(), getattr(theirs, name)()
+    assert public(mine.config) == public(other.config)
+    assert set(mine.config["_use_default_values"]) == set(other.config["_use_default_values"])
+    assert len(mine) == len(other)
+    assert mine.order == other.order
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_chain_of_swaps_ends_with_the_settings_of_diffusers(seed: int) -> None:
+    choose = random.Random(seed)
+    names = choose.choices(ours.CLASS_NAMES, k=4)
+    mine, other = getattr(ours, names[0])(**COMMON), getattr(theirs, names[0])(**COMMON)
+    for name in names[1:]:
+        changes = choose.choice(OVERRIDES)
+        mine = getattr(ours, name).from_config(mine.config, **changes)
+        other = getattr(theirs, name).from_config(other.config, **changes)
+        assert public(mine.config) == public(other.config)
+        assert set(mine.config["_use_default_values"]) == set(other.config["_use_default_values"])
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_configurations_pass_between_the_libraries(seed: int) -> None:
+    choose = random.Random(seed)
+    first, second = choose.choices(ours.CLASS_NAMES, k=2)
+    mine, other = getattr(ours, first)(**COMMON), getattr(theirs, first)(**COMMON)
+    wanted = public(getattr(theirs, second).from_config(other.config).config)
+    assert public(getattr(ours, second).from_config(other.config).config) == wanted
+    assert public(getattr(theirs, second).from_config(mine.config).config) == wanted
+
+
+@pytest.mark.parametrize("name", ours.CLASS_NAMES)
+def test_files_are_read_by_either_library(name: str, tmp_path: Path) -> None:
+    mine, other = getattr(ours, name)(**COMMON), getattr(theirs, name)(**COMMON)
+    mine.save_pretrained(tmp_path / "mine")
+    other.save_pretrained(tmp_path / "other" / "scheduler")
+    files = [p / "scheduler_config.json" for p in (tmp_path / "mine", tmp_path / "other/scheduler")]
+    assert json.loads(files[0].read_text()) == json.loads(files[1].read_text())
+    read = getattr(theirs, name).from_pretrained(tmp_path / "mine")
+    assert public(read.config) == public(mine.config)
+    loaded = getattr(ours, name).from_pretrained(tmp_path / "other", subfolder="scheduler")
+    assert public(loaded.config) == public(other.config)
+    assert set(loaded.config) >= {"_class_name", "_diffusers_version"}
+
+
+def test_the_enumeration_has_their_numbers() -> None:
+    numbers = theirs.schedulers.KarrasDiffusionSchedulers
+    assert {m.name: m.value for m in ours.KarrasDiffusionSchedulers}.items() <= {
+        m.name: m.value for m in numbers
+    }.items()
+
+
+def test_compatible_classes_are_those_of_diffusers_that_exist_here() -> None:
+    for name in ours.CLASS_NAMES:
+        wanted = {c.__name__ for c in getattr(theirs, name)().compatibles} & set(ours.CLASS_NAMES)
+        assert {c.__name__ for c in getattr(ours, name)().compatibles} == wanted
