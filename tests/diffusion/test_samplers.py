@@ -122,7 +122,7 @@ STEP_ORDERS: list[tuple[str, int, Any]] = [
     *[
         (
             f"dpm {algorithm} {order}",
-            order,
+            min(order, 2),  # the third takes half of the second difference, as its authors do
             partial(
                 samplers.dpm_multistep, algorithm=algorithm, order=order, lower_order_final=False
             ),
