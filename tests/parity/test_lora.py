@@ -138,13 +138,13 @@ LYCORIS: dict[str, tuple[str, dict[str, Any]]] = {
     "loha": ("LohaModule", {"alpha": 2}),
     "loha, tucker": ("LohaModule", {"alpha": 2, "use_tucker": True}),
     "loha, magnitudes": ("LohaModule", {"alpha": 2, "weight_decompose": True}),
-    "lokr": ("LokrModule", {"alpha": 4, "lora_dim": 4, "factor": 2}),
+    "lokr": ("LokrModule", {"alpha": 2, "lora_dim": 3, "factor": 2}),
     "lokr, whole": ("LokrModule", {"full_matrix": True}),
     "lokr, both": (
         "LokrModule",
-        {"alpha": 1, "lora_dim": 1, "decompose_both": True, "use_tucker": True},
+        {"alpha": 2, "lora_dim": 1, "decompose_both": True, "use_tucker": True},
     ),
-    "lokr, magnitudes": ("LokrModule", {"alpha": 4, "lora_dim": 4, "weight_decompose": True}),
+    "lokr, magnitudes": ("LokrModule", {"alpha": 2, "lora_dim": 3, "weight_decompose": True}),
     "full": ("FullModule", {}),
     "ia3 on output": ("IA3Module", {}),
     "ia3 on input": ("IA3Module", {"train_on_input": True}),
@@ -154,6 +154,21 @@ LYCORIS: dict[str, tuple[str, dict[str, Any]]] = {
     "oft, rescaled": ("DiagOFTModule", {"rescaled": True}),
     "boft": ("ButterflyOFTModule", {"lora_dim": 4}),
     "boft, rescaled": ("ButterflyOFTModule", {"lora_dim": 4, "rescaled": True}),
+}
+
+
+def _impulses(channels: int) -> Tensor:
+    """One channel at a time is 1 in the middle, so that a convolution shows its weight."""
+    return torch.eye(channels, dtype=torch.float64)[:, :, None, None] * torch.nn.functional.pad(
+        torch.ones(1, 1, dtype=torch.float64), (2, 2, 2, 2)
+    )
+
+
+#: What makes each layer of `Net` put out its weight, and its bias.
+INPUTS = {
+    "to_q": torch.eye(24, dtype=torch.float64),
+    "conv1": _impulses(16),
+    "conv2": _impulses(8),
 }
 
 
@@ -171,30 +186,29 @@ def test_the_effect_on_each_weight_is_lycoris(kind: str, monkeypatch: pytest.Mon
     modules = _lycoris()
     monkeypatch.setenv("LYCORIS_KERNEL_BACKEND", "torch")  # compiling would take a minute
     randn = draw(len(kind))
-    net = Net(1)
+    dtype = torch.float32 if "oft" in kind else torch.float64  # its rotations are float32
+    net, mine = Net(1).to(dtype), Net(1).to(dtype)
+    inputs = {path: x.to(dtype) for path, x in INPUTS.items()}
     tensors: dict[str, Tensor] = {}
-    expected: dict[str, tuple[Tensor, Tensor | None]] = {}
-    for path in ("to_q", "conv1", "conv2"):
-        module = getattr(modules, name)(path, net.get_submodule(path), **{"lora_dim": 4, **options})
+    expected: dict[str, Tensor] = {}
+    for path in inputs:
+        layer = net.get_submodule(path)
+        module = getattr(modules, name)(path, layer, **{"lora_dim": 4, **options})
+        module = module.to(dtype).eval()
         with torch.no_grad():
             for key, parameter in module.named_parameters():
                 offset = 1.0 if key in ("dora_scale", "rescale", "scalar") else 0.0
-                parameter.copy_(offset + randn(*parameter.shape))
-            expected[path] = module.get_merged_weight(1.0, net.get_submodule(path).weight.shape)
-        for key, tensor in module.state_dict().items():
-            # FullModule writes its change under this name; custom_state_dict needs a whole network.
-            leaf = (
-                {"weight": "diff", "bias": "diff_b"}.get(key, key) if name == "FullModule" else key
-            )
-            tensors[f"lora_unet_{path}.{leaf}"] = tensor.clone()
-    mine = Net(1)
+                parameter.copy_(offset + randn(parameter.numel()).reshape(parameter.shape))
+            expected[path] = module(inputs[path])
+        leaves = module.state_dict()
+        if name == "FullModule":  # what it writes once it has taken its layer's place
+            leaves = {"diff": module.weight.data, "diff_b": module.bias.data}
+        for key, tensor in leaves.items():
+            tensors[f"lora_unet_{path}.{key}"] = tensor.clone()
     load({"unet": mine}, AdapterFile(tensors))
     fuse(mine)
-    for path, (weight, bias) in expected.items():
-        layer = mine.get_submodule(path)
-        assert (layer.weight - weight).abs().max() < WEIGHTS, path
-        if bias is not None:
-            assert (layer.bias - bias).abs().max() < WEIGHTS, path
+    for path, output in expected.items():
+        assert (mine.get_submodule(path)(inputs[path]) - output).abs().max() < WEIGHTS, path
 
 
 def test_norms_are_lycoris(monkeypatch: pytest.MonkeyPatch) -> None:
