@@ -59,8 +59,8 @@ def read_pickle(
         file,
         stored_tensors(file),
         dtype=dtype,
-        device=torch.device(device),
-        check_finite=file.size < CHECK_FINITE_BELOW if check_finite is None else check_finite,
+        device=device,
+        check_finite=check_finite,
         mmap=mmap,
     )
 
@@ -109,8 +109,8 @@ def load_tensors(
     tensors: Mapping[str, StoredTensor],
     *,
     dtype: torch.dtype | None = None,
-    device: torch.device | None = None,
-    check_finite: bool = True,
+    device: str | torch.device = "cpu",
+    check_finite: bool | None = None,
     mmap: bool | None = None,
 ) -> dict[str, torch.Tensor]:
     """The numbers of some tensors of a file; arguments as for `read_safetensors`.
@@ -121,13 +121,14 @@ def load_tensors(
     for name, tensor in tensors.items():
         check_stored(file, name, tensor)
     mmap = file.size >= MAP_FROM_BYTES if mmap is None else mmap
+    check_finite = file.size < CHECK_FINITE_BELOW if check_finite is None else check_finite
     stays = dtype is None or all(TORCH_DTYPES[t.dtype] == dtype for t in tensors.values())
     result = {}
     with open_regular(file.path) as handle, _Storages(file, handle, mmap and stays) as storages:
         storages.expect(t.storage.key for t in tensors.values())
         for name, stored in tensors.items():
             tensor = storages.view(stored)
-            result[name] = converted = cast(tensor, dtype, device or torch.device("cpu"))
+            result[name] = converted = cast(tensor, dtype, torch.device(device))
             if check_finite:
                 require_finite(name, converted, file.path, before=tensor)
     return result

@@ -77,8 +77,7 @@ def load_single_file(
     _warn_of_purpose(checkpoint, cls.__name__)
     found = {
         name: _component(checkpoint, name, options, scheduler_type)
-        for name in names
-        if name not in given
+        for name in sorted(names - set(given))
     }
     said = {**checkpoint.family.settings, **_original_settings(checkpoint)}
     arguments = {"requires_safety_checker": False, **said}

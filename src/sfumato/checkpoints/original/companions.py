@@ -43,6 +43,8 @@ def make_scheduler(checkpoint: OriginalCheckpoint, scheduler_type: str | None = 
     name = SCHEDULER_TYPES[scheduler_type] if scheduler_type else name
     if checkpoint.prediction.zero_terminal_snr and name not in _ZERO_SNR:
         name = _ZERO_SNR[0]
+    if name == "DDIMScheduler":
+        config = {"clip_sample": False, **config}  # which its class would do, and no model needs
     return find_class(name, "The checkpoint").from_config(config)
 
 

@@ -20,7 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfumato.checkpoints.arguments import chosen_dtype, floating_dtype
+from sfumato.checkpoints.arguments import (
+    chosen_dtype,
+    floating_dtype,
+    reject_unknown,
+    without_hub_keywords,
+)
 from sfumato.checkpoints.classes import CLASSES
 from sfumato.checkpoints.fitting import assign, build_without_memory, check_fit
 from sfumato.checkpoints.original import keys
@@ -380,9 +385,12 @@ def load_single_network(
     component = next((c for c, name in CLASS_NAMES.items() if name in bases), None)
     if component is None:
         raise InputError(f"{model_class.__name__} has no original layout to load from.")
-    hub = {name: fields.pop(name) for name in HUB_KEYWORDS if name in fields}
     if is_address(given):
-        given = fetch(str(given), hub)
+        given = fetch(str(given), {k: v for k, v in fields.items() if k in HUB_KEYWORDS})
+    fields = without_hub_keywords(fields)
+    known = set(model_class.config_class.__dataclass_fields__) - {"explicit"}  # type: ignore[attr-defined]
+    known |= set(load_single_network.__kwdefaults__ or ())
+    reject_unknown(f"{model_class.__name__}.from_single_file()", fields, known)
     if config is not None and subfolder:
         config = Path(config) / subfolder
     checkpoint = open_checkpoint(

@@ -31,7 +31,8 @@ def unet_sizes(shapes: Shapes, family: Mapping[str, Any]) -> dict[str, Any]:
     widths = [width for width, _, _ in blocks]
     layers = [count for _, count, _ in blocks]
     attends = [bool(depth) for _, _, depth in blocks]
-    depths = [depth or 1 for _, _, depth in blocks]
+    middle = _count(shapes, "middle_block.1.transformer_blocks.{}.norm1.weight")
+    depths = [depth or middle or 1 for _, _, depth in blocks]
     inside = _first(shapes, r"input_blocks\.\d+\.1\.transformer_blocks\.0\.attn2\.to_k\.weight")
     projection = _first(shapes, r"\w+\.[\d.]+\.proj_in\.weight")
     config = {
