@@ -174,18 +174,16 @@ class _Factors:
     def of(
         cls, adapter: LowRank, dtype: torch.dtype, device: torch.device, target_rank: int
     ) -> _Factors:
-        down, up, mid = adapter.down, adapter.up, adapter.mid
+        wide = torch.promote_types(dtype, torch.float32)
+        down = adapter.down.to(device, dtype)
+        up = (adapter.up.to(device, wide) * adapter.scale).to(dtype)
+        mid = None if adapter.mid is None else adapter.mid.to(device, dtype)
         spare = target_rank - adapter.rank
         if mid is None and spare > 0:
             down = F.pad(down, (0, 0) * (down.ndim - 1) + (0, spare))
             up = F.pad(up, (0, 0) * (up.ndim - 2) + (0, spare))
         bias = adapter.bias_delta(None)
-        return cls(
-            down.to(device, dtype),
-            (up.to(device) * adapter.scale).to(dtype),
-            None if mid is None else mid.to(device, dtype),
-            None if bias is None else bias.to(device, dtype),
-        )
+        return cls(down, up, mid, None if bias is None else bias.to(device, dtype))
 
     def output(self, layer: AdaptedLayer, x: Tensor) -> Tensor:
         """What the adapter adds to the layer's output at strength 1."""

@@ -21,6 +21,9 @@ from sfumato.adapters.rotations import BOFT, OFT, InputBOFT, InputOFT
 from sfumato.checkpoints.tensors import is_finite
 from sfumato.errors import AdapterError
 
+#: Tensors of a single number, which some trainers write as an integer.
+_NUMBERS = ("alpha", "scalar", "on_input")
+
 #: One layer's tensors by name (see `sfumato.adapters.keys.LEAVES`).
 Leaves = dict[str, Tensor]
 
@@ -193,14 +196,16 @@ def build_layer(
         AdapterError: when tensors are missing, of two kinds at once, not finite, or do not fit.
     """
     for name, tensor in leaves.items():
+        if not tensor.is_floating_point() and name not in _NUMBERS:
+            raise AdapterError(f"{name} has the unsupported dtype {tensor.dtype}")
         if not is_finite(tensor):
             raise AdapterError(f"{name} holds NaN or infinite numbers")
     rest = dict(leaves)
     take = _Taker(rest, path, settings)
     kinds = [build for names, build in _FAMILIES.items() if any(n in rest for n in names)]
     if len(kinds) != 1:
-        what = "no known kind" if not kinds else f"{len(kinds)} kinds at once"
-        raise AdapterError(f"{', '.join(sorted(rest))}: {what} of adapter")
+        what = "no known kind of adapter" if not kinds else f"{len(kinds)} kinds of adapter at once"
+        raise AdapterError(f"{', '.join(sorted(rest))}: {what}")
     adapter = _with_magnitude(kinds[0](take), take, shape)
     if rest:
         raise AdapterError(f"{', '.join(sorted(rest))} left over beside {adapter.family}")
