@@ -322,21 +322,24 @@ def changed(
         base_bias = base_bias.to(wide)
     total, total_bias = weight.to(wide), None if bias is None else bias.to(wide)
     for adapter, strength in terms:
-        delta, bias_delta = adapter.weight_delta(base), adapter.bias_delta(base_bias)
-        if delta is not None:
-            total = total.add(delta, alpha=strength)
+        total = adapter.added(total, base, strength)
+        bias_delta = adapter.bias_delta(base_bias)
         if bias_delta is not None:
             bias_delta = bias_delta.to(total.device, wide).flatten()
             start = torch.zeros_like(bias_delta) if total_bias is None else total_bias
             total_bias = start.add(bias_delta, alpha=strength)
     made = total.to(weight.dtype)
     made_bias = None if total_bias is None else total_bias.to(weight.dtype)
-    for tensor in (made, made_bias):
-        if tensor is not None and not bool(torch.isfinite(tensor).all()):
-            raise NumericalError(
-                "NaN or infinity in a weight with adapters.", hint="Lower their strength."
-            )
+    if not (_is_finite(made) and (made_bias is None or _is_finite(made_bias))):
+        raise NumericalError(
+            "NaN or infinity in a weight with adapters.", hint="Lower their strength."
+        )
     return made, made_bias
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    low, high = torch.aminmax(tensor)  # NaN, if there is one, becomes both
+    return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
 def _dense(terms: Terms) -> Terms:
