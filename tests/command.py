@@ -31,5 +31,5 @@ def start(*arguments: object, **options: object) -> subprocess.Popen[str]:
 def run_process(*arguments: object, **options: object) -> Said:
     """Run the command as a process of its own to its end."""
     with start(*arguments, **options) as process:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=600)
     return Said(process.returncode, out or "", err or "")

@@ -352,7 +352,7 @@ def test_an_interrupted_run_ends_cleanly(
         process.stdout.readline()  # it draws
         time.sleep(0.05)
         process.send_signal(number)
-        err = process.communicate(timeout=60)[1]
+        err = process.communicate(timeout=600)[1]
     finally:
         process.kill()
     assert process.returncode == code
