@@ -38,6 +38,15 @@ EXACT: list[tuple[str, dict[str, Any]]] = [
         for order in (1, 2, 3)
     ],
     ("LCMScheduler", {}),
+    ("LMSDiscreteScheduler", {}),
+    ("HeunDiscreteScheduler", {}),
+    ("KDPM2DiscreteScheduler", {}),
+    ("KDPM2AncestralDiscreteScheduler", {}),
+    *[
+        ("DPMSolverSinglestepScheduler", {"solver_order": order, "solver_type": kind})
+        for order in (1, 2, 3)
+        for kind in ("midpoint", "heun")
+    ],
 ]
 
 
@@ -87,6 +96,8 @@ ORDERS: list[tuple[str, int, Any]] = [
     ("dpm 2", 2, lambda s: samplers.dpm_multistep(s, order=2)),
     ("dpm 2 heun", 2, lambda s: samplers.dpm_multistep(s, order=2, solver_type="heun")),
     ("dpm noise 2", 2, lambda s: samplers.dpm_multistep(s, order=2, algorithm="dpmsolver")),
+    ("lms", 2, samplers.lms),
+    ("deis 2", 2, lambda s: samplers.deis(s, order=2)),
     ("unipc 1", 2, lambda s: samplers.unipc(s, order=1)),
     ("unipc 2", 2, lambda s: samplers.unipc(s, order=2)),  # the first step is of low order
 ]
@@ -94,7 +105,7 @@ ORDERS: list[tuple[str, int, Any]] = [
 
 @pytest.mark.parametrize(("name", "order", "make"), ORDERS, ids=[name for name, *_ in ORDERS])
 def test_the_error_falls_with_the_order_of_the_method(name: str, order: int, make: Any) -> None:
-    coarse, fine = (error(make, n, in_sigma_space=name == "euler") for n in (40, 80))
+    coarse, fine = (error(make, n, in_sigma_space=name in ("euler", "lms")) for n in (40, 80))
     assert coarse / fine > 0.8 * 2**order
 
 
@@ -137,6 +148,10 @@ STEP_ORDERS: list[tuple[str, int, Any]] = [
             partial(samplers.unipc, order=order, solver_type=kind, predict_x0=image),
         )
         for kind, image in (("bh1", True), ("bh2", True), ("bh2", False))
+        for order in (1, 2, 3)
+    ],
+    *[
+        (f"deis {order}", order, partial(samplers.deis, order=order, lower_order_final=False))
         for order in (1, 2, 3)
     ],
 ]

@@ -231,6 +231,8 @@ def test_a_ramp_leaves_no_room_for_timesteps(ramp: str) -> None:
 def test_a_step_before_set_timesteps_is_refused() -> None:
     x = torch.zeros(1, 4, 2, 2)
     for name in set(ALL) - {"DDPMScheduler"}:  # DDPM has the timesteps of training
+        if make(name).num_inference_steps is not None:
+            continue  # so have the others of k-diffusion
         timestep = torch.tensor(999.0) if "Euler" in name else torch.tensor(999)
         with pytest.raises(InputError, match="you need to run 'set_timesteps'"):
             make(name).step(x, timestep, x)

@@ -66,19 +66,15 @@ def denoise(
         NumericalError: with ``check_finite``, at the step where the numbers broke.
         InputError: when the plan needs noise and there is none.
 
-    >>> import torch
+    >>> import numpy as np, torch
     >>> from sfumato.diffusion import samplers, schedule
-    >>> acp = schedule.alphas_cumprod(schedule.NoiseConfig())
-    >>> timesteps = schedule.spaced_timesteps("linspace", 8, 1000)
-    >>> sigmas = schedule.sigma_at(timesteps, schedule.training_sigmas(acp))
-    >>> way = schedule.Schedule.from_sigmas(timesteps.astype("float32"), [*sigmas, 0])
-    >>> plan = samplers.euler(way)
+    >>> sigmas = [*schedule.karras_sigmas(0.03, 14.6, 8), 0.0]
+    >>> plan = samplers.euler(schedule.Schedule.from_sigmas(np.arange(8, 0, -1), sigmas))
     >>> picture = torch.full((1, 4, 2, 2), 0.5)
-    >>> x = picture + plan.init_sigma * torch.randn(1, 4, 2, 2)
-    >>> sigma_of = dict(zip(plan.timesteps.tolist(), plan.sigmas, strict=True))
-    >>> def model(x, timestep, context):                      # knows the picture: a perfect network
-    ...     sigma = sigma_of[timestep.item()]
+    >>> def model(x, timestep, context):           # a perfect network: it knows the picture
+    ...     sigma = sigmas[8 - int(timestep)]
     ...     return (x * (sigma**2 + 1) ** 0.5 - context) / sigma
+    >>> x = picture + plan.init_sigma * torch.randn(1, 4, 2, 2)
     >>> for step in denoise(model, x, picture, plan):
     ...     x = step.x
     >>> step.index, round(x.mean().item(), 4)

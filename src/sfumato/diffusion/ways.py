@@ -115,6 +115,7 @@ def sigmas_at_timesteps(
     ramp: Ramp,
     interpolation: str = "linear",
     final: str = "zero",
+    rounded: bool = False,
 ) -> tuple[NDArray[np.float32], Array]:
     """Fractional timesteps and the ``n + 1`` sigmas that go with them.
 
@@ -126,6 +127,7 @@ def sigmas_at_timesteps(
         interpolation: ``linear`` in sigma between training timesteps, or ``log_linear``: spread
             evenly in log sigma over the whole table.
         final: ``zero`` or ``sigma_min``.
+        rounded: take the nearest whole timestep for a sigma of the ramp.
     """
     table, n = training_sigmas(acp), len(timesteps)
     if interpolation == "linear":
@@ -139,9 +141,40 @@ def sigmas_at_timesteps(
         )
     if ramp.kind is not None:
         sigmas = ramp(float(sigmas[-1]), float(sigmas[0]), n)
-        timesteps = timestep_at(sigmas, table).astype(np.float32)
+        found = timestep_at(sigmas, table)
+        timesteps = (found.round() if rounded else found).astype(np.float32)
     end = final_sigma(final, float(table[0]))
     return timesteps, np.append(sigmas, end)
+
+
+def with_corrections(
+    timesteps: NDArray[np.float32], sigmas: Array
+) -> tuple[NDArray[np.float32], Array]:
+    """Every call of Heun's method: each sigma but the first and the last twice."""
+    return np.repeat(timesteps, 2)[1:], np.concatenate(
+        [[sigmas[0]], np.repeat(sigmas[1:-1], 2), [0]]
+    )
+
+
+def with_middles(
+    timesteps: NDArray[np.float32], sigmas: Array, acp: Array, *, ancestral: bool = False
+) -> Schedule:
+    """Every call of the midpoint method: each step's start and, in log sigma, its middle.
+
+    Args:
+        timesteps: ``(n,)`` of the steps' starts.
+        sigmas: ``(n + 1,)``, the last one 0.
+        acp: the training table.
+        ancestral: the step goes down to where an ancestral step does, before its noise.
+    """
+    start, end = sigmas[:-2], sigmas[1:-1]
+    down = end**2 / start if ancestral else end
+    middle = np.sqrt(start * down)
+    middle_t = timestep_at(middle, training_sigmas(acp)).astype(np.float32)
+    calls = np.append(np.stack([start, middle], axis=1).flatten(), sigmas[-2])
+    ends = np.append(np.stack([middle, end], axis=1).flatten(), sigmas[-1])
+    all_t = np.append(np.stack([timesteps[:-1], middle_t], axis=1).flatten(), timesteps[-1])
+    return Schedule(all_t, Levels.from_ratio(calls), Levels.from_ratio(ends))
 
 
 # --- By sigma, on alpha * image + sigma * noise: DPM-Solver, UniPC, DEIS ----------------------

@@ -11,9 +11,17 @@ from enum import Enum
 from sfumato.schedulers.base import Scheduler, SchedulerOutput
 from sfumato.schedulers.ddim import DDIMScheduler
 from sfumato.schedulers.ddpm import DDPMScheduler
+from sfumato.schedulers.deis import DEISMultistepScheduler
 from sfumato.schedulers.dpmsolver_multistep import DPMSolverMultistepScheduler
+from sfumato.schedulers.dpmsolver_singlestep import DPMSolverSinglestepScheduler
 from sfumato.schedulers.euler import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
 from sfumato.schedulers.lcm import LCMScheduler, TCDScheduler
+from sfumato.schedulers.multicall import (
+    HeunDiscreteScheduler,
+    KDPM2AncestralDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+    LMSDiscreteScheduler,
+)
 from sfumato.schedulers.pndm import PNDMScheduler
 from sfumato.schedulers.unipc import UniPCMultistepScheduler
 
@@ -21,10 +29,16 @@ from sfumato.schedulers.unipc import UniPCMultistepScheduler
 CLASS_NAMES: tuple[str, ...] = (
     "DDIMScheduler",
     "DDPMScheduler",
+    "DEISMultistepScheduler",
     "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
     "LCMScheduler",
+    "LMSDiscreteScheduler",
     "PNDMScheduler",
     "TCDScheduler",
     "UniPCMultistepScheduler",
@@ -37,9 +51,15 @@ class KarrasDiffusionSchedulers(Enum):
     DDIMScheduler = 1
     DDPMScheduler = 2
     PNDMScheduler = 3
+    LMSDiscreteScheduler = 4
     EulerDiscreteScheduler = 5
+    HeunDiscreteScheduler = 6
     EulerAncestralDiscreteScheduler = 7
     DPMSolverMultistepScheduler = 8
+    DPMSolverSinglestepScheduler = 9
+    KDPM2DiscreteScheduler = 10
+    KDPM2AncestralDiscreteScheduler = 11
+    DEISMultistepScheduler = 12
     UniPCMultistepScheduler = 13
 
 
@@ -47,11 +67,17 @@ __all__ = [
     "CLASS_NAMES",
     "DDIMScheduler",
     "DDPMScheduler",
+    "DEISMultistepScheduler",
     "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
     "KarrasDiffusionSchedulers",
     "LCMScheduler",
+    "LMSDiscreteScheduler",
     "PNDMScheduler",
     "Scheduler",
     "SchedulerOutput",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -17,12 +17,15 @@ from sfumato.diffusion.ways import Ramp
 from sfumato.errors import ConfigError
 from sfumato.schedulers.base import SchedulerOutput
 from sfumato.schedulers.config import SchedulerConfig, exactly_one
-from sfumato.schedulers.solver import SolverConfig, SolverScheduler
+from sfumato.schedulers.solver import SolverScheduler, SpacedSolverConfig
+
+if TYPE_CHECKING:
+    from sfumato.schedulers.dpmsolver_singlestep import DPMSolverSinglestepConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPMSolverMultistepConfig(SolverConfig):
-    """Settings of the multistep DPM-Solvers; see `SolverConfig` and `samplers.dpm_multistep`.
+class DPMSolverMultistepConfig(SpacedSolverConfig):
+    """Settings of the multistep DPM-Solvers; see `SpacedSolverConfig` and `samplers.dpm_multistep`.
 
     Attributes:
         algorithm_type: one of `ALGORITHMS`.
@@ -56,20 +59,26 @@ class DPMSolverMultistepConfig(SolverConfig):
 
     def validate(self) -> None:
         super().validate()
-        if self.solver_order > 3:
-            raise ConfigError(f"`solver_order` has to be 1, 2 or 3 but is {self.solver_order}.")
-        if not self.algorithm_type.endswith("++"):
-            if self.final_sigmas_type == "zero":
-                raise ConfigError(
-                    f"`final_sigmas_type` {self.final_sigmas_type} is not supported for"
-                    f" `algorithm_type` {self.algorithm_type}. Please choose `sigma_min` instead."
-                )
-            if self.prediction_type == "flow_prediction":
-                raise ConfigError(
-                    f"`algorithm_type` {self.algorithm_type} does not know"
-                    " `prediction_type` flow_prediction.",
-                    hint="Take `dpmsolver++`.",
-                )
+        check_solver(self)
+
+
+def check_solver(config: DPMSolverMultistepConfig | DPMSolverSinglestepConfig) -> None:
+    """Raise `ConfigError` for settings that the DPM-Solvers cannot combine."""
+    if config.solver_order > 3:
+        raise ConfigError(f"`solver_order` has to be 1, 2 or 3 but is {config.solver_order}.")
+    if config.algorithm_type.endswith("++"):
+        return
+    if config.final_sigmas_type == "zero":
+        raise ConfigError(
+            f"`final_sigmas_type` {config.final_sigmas_type} is not supported for"
+            f" `algorithm_type` {config.algorithm_type}. Please choose `sigma_min` instead."
+        )
+    if config.prediction_type == "flow_prediction":
+        raise ConfigError(
+            f"`algorithm_type` {config.algorithm_type} does not know `prediction_type`"
+            " flow_prediction.",
+            hint="Take `dpmsolver++`.",
+        )
 
 
 class DPMSolverMultistepScheduler(SolverScheduler[DPMSolverMultistepConfig]):
@@ -106,6 +115,7 @@ class DPMSolverMultistepScheduler(SolverScheduler[DPMSolverMultistepConfig]):
             mu=mu,
             ramp=Ramp("lu") if lu else None,
             rounded=nearest and config.beta_schedule != "squaredcos_cap_v2",
+            final=config.final_sigmas_type,
             lambda_min=config.lambda_min_clipped,
         )
 

@@ -14,10 +14,7 @@ from sfumato.diffusion import samplers
 from sfumato.diffusion.noise import Generators
 from sfumato.diffusion.plan import Plan
 from sfumato.diffusion.schedule import (
-    Array,
-    Schedule,
     check_sigmas,
-    spaced_timesteps,
     timestep_at,
     training_sigmas,
 )
@@ -26,29 +23,23 @@ from sfumato.errors import InputError
 from sfumato.schedulers.base import C, SchedulerOutput
 from sfumato.schedulers.config import (
     SchedulerConfig,
-    checked_steps,
     checked_timesteps,
     exactly_one,
     no_custom_timesteps,
     ramp_of,
 )
-from sfumato.schedulers.sigma import SigmaSpaceScheduler, refuse_integers
+from sfumato.schedulers.sigma import SigmaSpaceConfig, SigmaSpaceScheduler, refuse_integers
 
 
 @dataclass(frozen=True, kw_only=True)
-class EulerConfig(SchedulerConfig):
-    """Settings of Euler's method.
+class EulerConfig(SigmaSpaceConfig):
+    """Settings of Euler's method; see `SigmaSpaceConfig`.
 
     Attributes:
         interpolation_type: ``linear`` or ``log_linear``, see `ways.sigmas_at_timesteps`.
-        use_karras_sigmas: spread sigmas as Karras et al. do.
-        use_exponential_sigmas: spread them evenly in their logarithm.
-        use_beta_sigmas: spread them by a beta distribution.
-        sigma_min: smallest sigma of such a spread, if not the schedule's.
+        sigma_min: smallest sigma of a spread, if not the schedule's.
         sigma_max: largest one.
-        timestep_spacing: see `schedule.spaced_timesteps`.
         timestep_type: ``continuous`` tells a ``v_prediction`` network ``log(sigma) / 4``.
-        steps_offset: added to ``leading`` timesteps.
         rescale_betas_zero_snr: make the last training level nearly pure noise.
         final_sigmas_type: end at ``zero`` or at ``sigma_min``.
     """
@@ -66,14 +57,9 @@ class EulerConfig(SchedulerConfig):
     }
 
     interpolation_type: str = "linear"
-    use_karras_sigmas: bool = False
-    use_exponential_sigmas: bool = False
-    use_beta_sigmas: bool = False
     sigma_min: float | None = None
     sigma_max: float | None = None
-    timestep_spacing: str = "linspace"
     timestep_type: str = "discrete"
-    steps_offset: int = 0
     rescale_betas_zero_snr: bool = False
     final_sigmas_type: str = "zero"
 
@@ -84,37 +70,13 @@ class EulerConfig(SchedulerConfig):
 
 
 class EulerScheduler(SigmaSpaceScheduler[C]):
-    """What the two Euler schedulers share: the sigmas from timestep to timestep."""
+    """What the two Euler schedulers share: before ``set_timesteps``, all sigmas of training."""
 
     def _prepare(self) -> None:
         super()._prepare()
         table = training_sigmas(self._acp)[::-1]
         self.timesteps = torch.arange(len(self) - 1, -1, -1, dtype=torch.float32)
         self.sigmas = torch.from_numpy(np.append(table, 0.0)).float()
-
-    def _spaced(self, n: int) -> np.ndarray:
-        values = spaced_timesteps(
-            self.config.timestep_spacing, n, len(self), offset=self.config.steps_offset
-        )
-        return values.astype(np.float32)
-
-    def _follow(
-        self, timesteps: np.ndarray, sigmas: Array, device: str | torch.device | None
-    ) -> None:
-        """Take these as the way of the coming run."""
-        n = len(timesteps)
-        self._forget()
-        self.num_inference_steps = n
-        self.sigmas = torch.from_numpy(sigmas).float()
-        self._way = Schedule.from_sigmas(
-            timesteps.astype(np.float32), self.sigmas[: n + 1].double().numpy()
-        )
-        self.timesteps = torch.from_numpy(self._way.timesteps).to(device)
-
-    def _way_from(self, start: int) -> Schedule:
-        self._require_timesteps()
-        assert self._way is not None
-        return self._way[start:]
 
 
 class EulerDiscreteScheduler(EulerScheduler[EulerConfig]):
@@ -158,7 +120,7 @@ class EulerDiscreteScheduler(EulerScheduler[EulerConfig]):
                 self._check_custom()
                 steps = np.array(checked_timesteps(timesteps, len(self)), dtype=np.float32)
             else:
-                steps = self._spaced(checked_steps(num_inference_steps, len(self)))
+                steps = self._spaced(num_inference_steps)
             steps, levels = sigmas_at_timesteps(
                 steps,
                 self._acp,
@@ -276,7 +238,7 @@ class EulerAncestralDiscreteScheduler(EulerScheduler[EulerAncestralConfig]):
         Raises:
             InputError: for a number out of range.
         """
-        steps = self._spaced(checked_steps(num_inference_steps, len(self)))
+        steps = self._spaced(num_inference_steps)
         self._follow(*sigmas_at_timesteps(steps, self._acp, ramp=Ramp()), device)
 
     def plan(self, start: int = 0) -> Plan:

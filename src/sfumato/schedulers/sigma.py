@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from sfumato.diffusion.noise import Generators
 from sfumato.diffusion.plan import Plan
-from sfumato.diffusion.schedule import Schedule
+from sfumato.diffusion.schedule import Array, Schedule, spaced_timesteps
 from sfumato.errors import InputError
 from sfumato.schedulers.base import C, Scheduler
+from sfumato.schedulers.config import SchedulerConfig, checked_steps
 
 
 class SteppedScheduler(Scheduler[C]):
@@ -119,8 +123,57 @@ class SteppedScheduler(Scheduler[C]):
         return alpha, self.sigmas * alpha
 
 
+@dataclass(frozen=True, kw_only=True)
+class SigmaSpaceConfig(SchedulerConfig):
+    """Settings of the samplers in sigma space.
+
+    Attributes:
+        use_karras_sigmas: spread sigmas as Karras et al. do.
+        use_exponential_sigmas: spread them evenly in their logarithm.
+        use_beta_sigmas: spread them by a beta distribution.
+        timestep_spacing: see `schedule.spaced_timesteps`.
+        steps_offset: added to ``leading`` timesteps.
+    """
+
+    use_karras_sigmas: bool = False
+    use_exponential_sigmas: bool = False
+    use_beta_sigmas: bool = False
+    timestep_spacing: str = "linspace"
+    steps_offset: int = 0
+
+
 class SigmaSpaceScheduler(SteppedScheduler[C]):
     """A scheduler on ``x = image + sigma * noise``: the Euler family."""
+
+    def _spaced(self, steps: Any) -> NDArray[np.float32]:
+        """Timesteps by number, checked."""
+        config: Any = self.config
+        n = checked_steps(steps, len(self))
+        values = spaced_timesteps(config.timestep_spacing, n, len(self), offset=config.steps_offset)
+        return values.astype(np.float32)
+
+    def _follow(
+        self,
+        timesteps: NDArray[Any],
+        sigmas: Array,
+        device: str | torch.device | None,
+        *,
+        steps: int | None = None,
+    ) -> None:
+        """Take these as the way of the coming run; ``steps`` if not as many as timesteps."""
+        n = len(timesteps)
+        self._forget()
+        self.num_inference_steps = n if steps is None else steps
+        self.sigmas = torch.from_numpy(sigmas).float()
+        self._way = Schedule.from_sigmas(
+            timesteps.astype(np.float32), self.sigmas[: n + 1].double().numpy()
+        )
+        self.timesteps = torch.from_numpy(self._way.timesteps).to(device)
+
+    def _way_from(self, start: int) -> Schedule:
+        self._require_timesteps()
+        assert self._way is not None
+        return self._way[start:]
 
     def _levels(self) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.ones_like(self.sigmas), self.sigmas
@@ -137,7 +190,9 @@ class SigmaSpaceScheduler(SteppedScheduler[C]):
     ) -> torch.Tensor:
         """``sample`` scaled to a variance of one, as the network was trained."""
         index = self._locate(self.timesteps[0] if timestep is None else timestep)
-        return sample / (float(self.sigmas[index]) ** 2 + 1) ** 0.5
+        self._require_timesteps()
+        assert self._way is not None
+        return sample * float(self._way.now.alpha[index])
 
 
 def refuse_integers(timestep: Any, cls: type) -> None:

@@ -46,8 +46,6 @@ class SolverConfig(SchedulerConfig):
         use_exponential_sigmas: spread them evenly in their logarithm.
         use_beta_sigmas: spread them by a beta distribution.
         use_flow_sigmas: spread them as flow matching does, shifted by ``flow_shift``.
-        timestep_spacing: see `schedule.spaced_timesteps`.
-        steps_offset: added to ``leading`` timesteps.
         use_dynamic_shifting: allow ``mu`` in ``set_timesteps``.
         time_shift_type: how ``mu`` becomes ``flow_shift``; only ``exponential``.
     """
@@ -70,8 +68,6 @@ class SolverConfig(SchedulerConfig):
     use_beta_sigmas: bool = False
     use_flow_sigmas: bool = False
     flow_shift: float = 1.0
-    timestep_spacing: str = "linspace"
-    steps_offset: int = 0
     use_dynamic_shifting: bool = False
     time_shift_type: str = "exponential"
 
@@ -92,6 +88,19 @@ class SolverConfig(SchedulerConfig):
         return Limit(
             quantile=self.dynamic_thresholding_ratio, maximum=max(self.sample_max_value, 1.0)
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpacedSolverConfig(SolverConfig):
+    """Settings of solvers with a choice of timesteps.
+
+    Attributes:
+        timestep_spacing: see `schedule.spaced_timesteps`.
+        steps_offset: added to ``leading`` timesteps.
+    """
+
+    timestep_spacing: str = "linspace"
+    steps_offset: int = 0
 
 
 S = TypeVar("S", bound=SolverConfig)
@@ -132,6 +141,7 @@ class SolverScheduler(SteppedScheduler[S]):
         ramp: Ramp | None = None,
         rounded: bool = True,
         end_of_ramp: bool = False,
+        final: str = "zero",
         lambda_min: float = -math.inf,
     ) -> None:
         """Choose the way of the coming run.
@@ -144,6 +154,7 @@ class SolverScheduler(SteppedScheduler[S]):
             ramp: in place of the configuration's.
             rounded: see `ways.solver_sigmas`.
             end_of_ramp: with ``sigma_min``, end at the ramp's last sigma rather than the table's.
+            final: ``zero`` or ``sigma_min``.
             lambda_min: see `ways.solver_timesteps`.
         """
         if mu is not None:
@@ -156,10 +167,10 @@ class SolverScheduler(SteppedScheduler[S]):
         else:
             n = checked_steps(steps, len(self))
             points = solver_timesteps(
-                config.timestep_spacing,
+                config.get("timestep_spacing", "linspace"),
                 n,
                 self._acp,
-                offset=config.steps_offset,
+                offset=config.get("steps_offset", 0),
                 lambda_min=lambda_min,
             )
         flow = bool(config.use_flow_sigmas) and ramp.kind is None
@@ -170,7 +181,7 @@ class SolverScheduler(SteppedScheduler[S]):
         smallest = float(training_sigmas(self._acp)[0])
         if end_of_ramp and (flow or ramp.kind is not None):
             smallest = float(sigmas[-1])
-        end = final_sigma(config.get("final_sigmas_type", "zero"), smallest)
+        end = final_sigma(final, smallest)
         self._follow(points, np.append(sigmas, end), device)
 
     def _shift(self, mu: float) -> None:

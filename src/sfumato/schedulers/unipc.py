@@ -13,12 +13,12 @@ from sfumato.diffusion.plan import Plan
 from sfumato.errors import ConfigError
 from sfumato.schedulers.base import SchedulerOutput
 from sfumato.schedulers.config import SchedulerConfig
-from sfumato.schedulers.solver import SolverConfig, SolverScheduler
+from sfumato.schedulers.solver import SolverScheduler, SpacedSolverConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class UniPCMultistepConfig(SolverConfig):
-    """Settings of UniPC; see `SolverConfig` and `samplers.unipc`.
+class UniPCMultistepConfig(SpacedSolverConfig):
+    """Settings of UniPC; see `SpacedSolverConfig` and `samplers.unipc`.
 
     Attributes:
         predict_x0: extrapolate the picture; otherwise the noise.
@@ -77,6 +77,7 @@ class UniPCMultistepScheduler(SolverScheduler[UniPCMultistepConfig]):
             device,
             mu=mu,
             rounded=bool(self._settings.use_karras_sigmas),
+            final=self._settings.final_sigmas_type,
             end_of_ramp=True,
         )
 

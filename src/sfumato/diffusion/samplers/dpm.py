@@ -64,21 +64,20 @@ def answers(now: Levels, prediction: str, *, as_image: bool, limited: bool = Fal
     return weights
 
 
-def step_weights(algorithm: str, solver_type: str, s: Levels, t: Levels, row: int) -> Weights:
-    """Weights of the step in ``row``, from ``s`` to ``t``; ``solver_type`` shapes second order."""
-    alpha, sigma = t.alpha[row], t.sigma[row]
-    with np.errstate(divide="ignore"):
-        h = float(t.log_snr[row] - s.log_snr[row])
+def step_weights(algorithm: str, solver_type: str, s: Levels, t: Levels) -> Weights:
+    """Weights of the step from level ``s`` to level ``t``; ``solver_type`` shapes second order."""
+    alpha, sigma = float(t.alpha[0]), float(t.sigma[0])
+    h = float((t.log_snr - s.log_snr)[0])
     stochastic, image = algorithm.startswith("sde"), algorithm.endswith("++")
     if image:
         z = -2 * h if stochastic else -h
-        keep = sigma / s.sigma[row] * (np.exp(-h) if stochastic else 1.0)
-        scale, noise = -alpha, sigma * np.sqrt(-np.expm1(-2 * h))
+        keep = sigma / float(s.sigma[0]) * (math.exp(-h) if stochastic else 1.0)
+        scale, noise = -alpha, sigma * math.sqrt(-math.expm1(-2 * h))
     else:
         z = h
-        keep = alpha / s.alpha[row]
-        scale, noise = -sigma * (2.0 if stochastic else 1.0), sigma * np.sqrt(np.expm1(2 * h))
-    first = scale * np.expm1(z)
+        keep = alpha / float(s.alpha[0])
+        scale, noise = -sigma * (2.0 if stochastic else 1.0), sigma * math.sqrt(math.expm1(2 * h))
+    first = scale * math.expm1(z)
     slope = 0.5 * first if solver_type == "midpoint" else scale * phi2(z)
     curve = scale * phi3(z)
     if stochastic and image:
@@ -130,17 +129,15 @@ def dpm_multistep(
     memory = answers(
         schedule.now, prediction, as_image=algorithm.endswith("++"), limited=limit is not None
     )
-    with np.errstate(divide="ignore"):
-        lambdas = schedule.now.log_snr
-        last_lambda = schedule.next.log_snr[-1]
-    for row in range(n):
-        this = min(order, row + 1)
-        if row == n - 1 and (euler_at_final or few or np.isinf(last_lambda)):
-            this = 1
-        elif row == n - 2 and few:
-            this = min(this, 2)
+    lambdas = schedule.now.log_snr
+    last_lambda = schedule.next.log_snr[-1]
+    orders = descending_orders(n, order, few=few)
+    if euler_at_final or np.isinf(last_lambda):
+        orders[-1] = 1
+    for row, this in enumerate(orders):
         kind = "heun" if this == 3 else solver_type
-        weights = step_weights(algorithm, kind, schedule.now, schedule.next, row)
+        here = slice(row, row + 1)
+        weights = step_weights(algorithm, kind, schedule.now[here], schedule.next[here])
         end = lambdas[row + 1] if row + 1 < n else last_lambda
         mix = polynomial(weights, end, lambdas[max(row - 2, 0) : row + 1][::-1], this)
         update[row, 0, BASE] = weights.keep
@@ -158,6 +155,15 @@ def dpm_multistep(
         limit=limit,
         noise_in_float32=True,
     )
+
+
+def descending_orders(steps: int, order: int, *, few: bool) -> list[int]:
+    """The order of each step: rising as answers come in; with ``few``, falling at the end."""
+    orders = [min(order, row + 1) for row in range(steps)]
+    if few:
+        orders[-2:] = [min(2, this) for this in orders[-2:]]
+        orders[-1] = 1
+    return orders
 
 
 def polynomial(weights: Weights, end: float, lambdas: Array, order: int) -> list[float]:

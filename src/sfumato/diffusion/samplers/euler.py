@@ -9,7 +9,17 @@ import math
 
 import numpy as np
 
-from sfumato.diffusion.plan import BASE, DENOISED, NOISE, Plan, blank, to_denoised
+from sfumato.diffusion.plan import (
+    BASE,
+    DENOISED,
+    NOISE,
+    OUTPUT,
+    Column,
+    Plan,
+    X,
+    blank,
+    to_denoised,
+)
 from sfumato.diffusion.schedule import Array, Schedule
 
 
@@ -20,8 +30,26 @@ def in_sigma_space(schedule: Schedule, prediction: str) -> tuple[Array, Array, A
         sigma ``(n,)``, next sigma ``(n,)``, input scale ``(n,)``, denoised weights ``(n, 3)``.
     """
     denoised = to_denoised(schedule.now, prediction)
-    denoised[:, 0] *= schedule.now.alpha
+    denoised[:, 0] = 1 if prediction == "epsilon" else denoised[:, 0] * schedule.now.alpha
     return schedule.now.ratio, schedule.next.ratio, schedule.now.alpha, denoised
+
+
+def derivative(sigma: Array, denoised: Array, *, limited: bool = False) -> Array:
+    """Weights ``(n, 5)`` over `Column` of the slope ``(x - denoised) / sigma``.
+
+    Args:
+        sigma: ``(n,)``.
+        denoised: ``(n, 3)``, from `in_sigma_space`.
+        limited: take the denoised picture after its limit; otherwise straight from the output.
+    """
+    weights = np.zeros((len(sigma), len(Column)))
+    if limited:
+        weights[:, X] = 1 / sigma
+        weights[:, DENOISED] = -1 / sigma
+    else:
+        weights[:, X] = (1 - denoised[:, 0]) / sigma
+        weights[:, OUTPUT] = -denoised[:, 1] / sigma
+    return weights
 
 
 def euler(
@@ -76,8 +104,8 @@ def euler_ancestral(
 ) -> Plan:
     """Euler's method to a sigma lower than the next, then noise up to it; noise at every row."""
     sigma, up_to, scale, denoised = in_sigma_space(schedule, prediction)
-    up = np.sqrt(up_to**2 * (sigma**2 - up_to**2) / sigma**2)
-    down = np.sqrt(up_to**2 - up**2)
+    down = up_to**2 / sigma
+    up = np.sqrt(up_to**2 - down**2)
     base, update = blank(len(schedule))
     update[:, 0, BASE] = down / sigma
     update[:, 0, DENOISED] = 1 - down / sigma

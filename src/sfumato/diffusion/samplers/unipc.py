@@ -43,8 +43,7 @@ def unipc(
     n = len(schedule)
     base, update = blank(n, max(min(order, n), 1))
     memory = answers(schedule.now, prediction, as_image=predict_x0)
-    with np.errstate(divide="ignore"):
-        lambdas = np.append(schedule.now.log_snr, schedule.next.log_snr[-1])
+    lambdas = np.append(schedule.now.log_snr, schedule.next.log_snr[-1])
     levels = _with_end(schedule)
     previous_order = 0
     for row in range(n):

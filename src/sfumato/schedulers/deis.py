@@ -1,0 +1,85 @@
+"""DEIS under its diffusers name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from sfumato.diffusion import samplers
+from sfumato.diffusion.plan import Plan
+from sfumato.schedulers.base import SchedulerOutput
+from sfumato.schedulers.config import SchedulerConfig
+from sfumato.schedulers.solver import SolverScheduler, SpacedSolverConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DEISMultistepConfig(SpacedSolverConfig):
+    """Settings of DEIS; see `SpacedSolverConfig`.
+
+    Attributes:
+        algorithm_type: only ``deis``.
+        solver_type: only ``logrho``.
+    """
+
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "algorithm_type": ("deis",),
+        "solver_type": ("logrho",),
+    }
+    translations: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "algorithm_type": {"dpmsolver": "deis", "dpmsolver++": "deis"},
+        "solver_type": dict.fromkeys(("midpoint", "heun", "bh1", "bh2"), "logrho"),
+    }
+
+    algorithm_type: str = "deis"
+    solver_type: str = "logrho"
+
+
+class DEISMultistepScheduler(SolverScheduler[DEISMultistepConfig]):
+    """Diffusion exponential integrator sampler (arXiv:2204.13902), log-rho variant.
+
+    It ends at the smallest sigma, not at none.
+    """
+
+    config_class: ClassVar[type[SchedulerConfig]] = DEISMultistepConfig
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int,
+        device: str | torch.device | None = None,
+        mu: float | None = None,
+    ) -> None:
+        """Choose the timesteps; arguments as of `UniPCMultistepScheduler.set_timesteps`."""
+        self._choose(
+            num_inference_steps,
+            device,
+            mu=mu,
+            rounded=bool(self._settings.use_karras_sigmas),
+            final="sigma_min",
+            end_of_ramp=True,
+        )
+
+    def plan(self, start: int = 0) -> Plan:
+        """The table for ``timesteps[start:]``."""
+        config = self._settings
+        return samplers.deis(
+            self._way_from(start),
+            config.prediction_type,
+            order=min(config.solver_order, 3),
+            lower_order_final=bool(config.lower_order_final),
+            limit=config.limit,
+            steps=self.num_inference_steps,
+        )
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: int | torch.Tensor,
+        sample: torch.Tensor,
+        return_dict: bool = True,
+    ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
+        """The next step; arguments as of `DPMSolverMultistepScheduler.step`."""
+        previous, denoised = self._advance(sample, model_output, timestep)
+        return SchedulerOutput(previous, denoised) if return_dict else (previous,)
