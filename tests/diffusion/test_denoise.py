@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from sfumato.diffusion import samplers
+from sfumato.diffusion.advance import State, advance
 from sfumato.diffusion.denoise import Step, denoise
 from sfumato.diffusion.guidance import ClassifierFree
 from sfumato.diffusion.noise import GeneratorNoise, SeededNoise
 from sfumato.diffusion.plan import Plan
-from sfumato.diffusion.run import State, advance, limit_denoised
+from sfumato.diffusion.run import limit_denoised
 from sfumato.diffusion.schedule import Schedule
 from sfumato.errors import InputError, NumericalError
 from tests.diffusion.analytic import log_sigmas

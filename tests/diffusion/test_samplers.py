@@ -12,8 +12,8 @@ import torch
 
 import sfumato.schedulers as schedulers
 from sfumato.diffusion import samplers
+from sfumato.diffusion.advance import Call, State, advance
 from sfumato.diffusion.plan import Limit, Plan
-from sfumato.diffusion.run import Call, State, advance
 from sfumato.diffusion.schedule import Levels, Schedule
 from sfumato.errors import ConfigError, InputError
 from tests.diffusion.analytic import Oracle, finish, log_sigmas

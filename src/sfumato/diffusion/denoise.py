@@ -1,7 +1,5 @@
-"""The loop: noise goes in, and every step comes out.
-
-Progress bars, previews, callbacks, cancelling and deadlines are consumers of the steps.
-"""
+"""The loop: noise goes in, and every step comes out, for consumers: progress bars, previews,
+callbacks, deadlines, cancelling."""
 
 from __future__ import annotations
 
@@ -75,9 +73,8 @@ def denoise(
     ...     sigma = sigmas[8 - int(timestep)]
     ...     return (x * (sigma**2 + 1) ** 0.5 - context) / sigma
     >>> x = picture + plan.init_sigma * torch.randn(1, 4, 2, 2)
-    >>> for step in denoise(model, x, picture, plan):
-    ...     x = step.x
-    >>> step.index, round(x.mean().item(), 4)
+    >>> *_, last = denoise(model, x, picture, plan)
+    >>> last.index, round(last.x.mean().item(), 4)
     (7, 0.5)
     """
     solver = PlanRun(plan, x.device) if isinstance(plan, Plan) else plan

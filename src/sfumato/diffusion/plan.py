@@ -10,7 +10,7 @@ network says so completely. With ``x`` the picture in progress:
     x        = base, output, denoised, noise of this call and of earlier calls, weighted
 
 Torch and JAX read the same table. It keeps no counter, so it is safe to share between threads,
-can be started in the middle and written to JSON; `run` applies it.
+can be started in the middle and written to JSON; `advance` applies a row.
 """
 
 from __future__ import annotations
