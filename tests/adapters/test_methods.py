@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sfumato.adapters.state import adapters_of
+from sfumato.adapters.state import adapters_of, using
 from sfumato.checkpoints.tensors import save_safetensors
 from sfumato.errors import AdapterError, InputError, UnknownKeywordError
 from tests.adapters.files_like import kohya_file, peft_file, same_weights, weights_of
@@ -209,6 +209,8 @@ def test_components_to_fuse_are_checked(pipe: Any) -> None:
             pipe.fuse_lora(components=components)
         with pytest.raises(InputError, match=message):
             pipe.unfuse_lora(components=components)
+    with pytest.raises(InputError, match=r"\['zzz'\] not in the list"):
+        pipe.fuse_lora(adapter_names=["zzz"])
     pipe.fuse_lora(components=["text_encoder"], safe_fusing=True, adapter_names=["default_0"])
     assert not pipe.unet._adapters.fused
     assert pipe.text_encoder._adapters.fused
@@ -266,6 +268,22 @@ def test_a_callback_may_change_the_strength_from_step_to_step(pipe: Any) -> None
         return {}
 
     assert distance(draw(pipe, callback_on_step_end=weaken), expected) > 1e-4
+
+
+def test_every_picture_of_a_batch_may_have_its_own_adapters(pipe: Any) -> None:
+    for name, seed in (("a", 1), ("b", 2)):
+        pipe.load_lora_weights(kohya_file(networks(pipe), seed=seed), adapter_name=name)
+    rows: list[dict[str, Any]] = [{"a": 1.0}, {"a": -0.5, "b": 1.0}, {}]
+    prompts = ["a cat", "a dog", "an apple"]
+    arguments: dict[str, Any] = {"num_inference_steps": 2, "output_type": "latent"}
+    alone = []
+    for n, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
+        with using(pipe.unet, row), using(pipe.text_encoder, row):
+            alone.append(pipe(prompt, generator=seeded(n), **arguments).images)
+    with using(pipe.unet, rows), using(pipe.text_encoder, rows):
+        together = pipe(prompts, generator=seeded(0, 1, 2), **arguments).images
+    assert distance(together, torch.cat(alone)) < 1e-4
+    assert distance(alone[0], pipe("a cat", generator=seeded(0), **arguments).images) > 1e-3
 
 
 def test_pipelines_made_of_the_same_parts_share_the_adapters(pipe: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sfumato.adapters.state import layers_of
@@ -20,6 +21,7 @@ def test_a_number_is_for_every_layer() -> None:
     at = resolve(-0.5, PATHS)
     assert {at(path) for path in PATHS} == {-0.5}
     assert resolve(None, PATHS)("conv_in") == 1.0
+    assert resolve(np.float32(0.5), PATHS)("conv_in") == 0.5
 
 
 def test_blocks_have_numbers_of_their_own() -> None:
@@ -45,6 +47,8 @@ def test_what_is_not_mentioned_has_strength_one() -> None:
     [
         (math.nan, "finite"),
         (math.inf, "finite"),
+        (10**400, "finite"),
+        (1j, "number"),
         (1e308, "finite number up to"),
         ("1", "number"),
         (True, "number"),

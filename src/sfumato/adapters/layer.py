@@ -50,7 +50,7 @@ Rows = tuple[Mix, ...]
 
 
 class Owner(Protocol):
-    """Who knows what acts at present: the network's `AdapterSet`."""
+    """Who knows what acts at present: the network's `AdapterState`."""
 
     def current(self) -> Mix | Rows: ...
 
@@ -89,7 +89,9 @@ class Slot:
 
     def _uniform(self, layer: AdaptedLayer, x: Tensor, terms: Terms, bare: bool) -> Tensor:
         if bare and self.original is not None:
-            return layer.compute(x, *self.original)
+            # They may be elsewhere, where somebody moves a layer's parameters one by one.
+            here = [None if t is None else t.to(x.device) for t in self.original]
+            return layer.compute(x, *here)
         dense = _dense(terms)
         y = layer.compute(x, *self._weights(layer, dense, {dense}))
         for adapter, strength in terms:
@@ -200,7 +202,7 @@ class AdaptedLayer(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         return self.slot.forward(self, input)
 
-    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def compute(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
         """The plain layer, with another weight and bias."""
         raise NotImplementedError
 
@@ -218,7 +220,7 @@ class AdaptedLayer(nn.Module):
 
 
 class AdaptedLinear(AdaptedLayer, nn.Linear):
-    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def compute(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
         return F.linear(x, weight, bias)
 
     def compute_low_rank(self, x: Tensor, factors: _Factors) -> Tensor:
@@ -229,7 +231,7 @@ class AdaptedLinear(AdaptedLayer, nn.Linear):
 
 
 class AdaptedConv2d(AdaptedLayer, nn.Conv2d):
-    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def compute(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
         return self._conv_forward(x, weight, bias)
 
     def compute_low_rank(self, x: Tensor, factors: _Factors) -> Tensor:
@@ -245,12 +247,12 @@ class AdaptedConv2d(AdaptedLayer, nn.Conv2d):
 
 
 class AdaptedLayerNorm(AdaptedLayer, nn.LayerNorm):
-    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def compute(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
         return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
 
 class AdaptedGroupNorm(AdaptedLayer, nn.GroupNorm):
-    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def compute(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
         return F.group_norm(x, self.num_groups, weight, bias, self.eps)
 
 
@@ -317,9 +319,9 @@ def changed(
         NumericalError: the result has NaN or infinity.
     """
     wide = torch.promote_types(weight.dtype, torch.float32)
-    base, base_bias = originals[0].to(wide), originals[1]
+    base, base_bias = originals[0].to(weight.device, wide), originals[1]
     if base_bias is not None:
-        base_bias = base_bias.to(wide)
+        base_bias = base_bias.to(weight.device, wide)
     total, total_bias = weight.to(wide), None if bias is None else bias.to(wide)
     for adapter, strength in terms:
         total = adapter.added(total, base, strength)

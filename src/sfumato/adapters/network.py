@@ -122,7 +122,7 @@ def activate(
         resolve(strength, paths)
     state.strengths |= chosen
     state.active = tuple(chosen)
-    state.refresh(layers_of(network))
+    state.refresh(paths)
 
 
 def set_enabled(network: nn.Module, enabled: bool) -> None:
@@ -140,11 +140,11 @@ def fuse(network: nn.Module, names: Sequence[str] | None = None, scale: float = 
 
     Args:
         network: one without adapters stays as it is.
-        names: which; None for those that act.
+        names: which; None for those that act. Unknown ones are passed over.
         scale: multiplies their strengths.
 
     Raises:
-        InputError: there is no such adapter, or the scale is no number.
+        InputError: the scale is no number, or attention projections are fused.
         AdapterError: a fused weight would have NaN or infinity.
     """
     scale = check_number(scale, "`lora_scale`")

@@ -209,17 +209,21 @@ class StableDiffusionLoraLoaderMixin:
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         weights = weights_of(names, adapter_weights)
         networks = self._adapted_networks()
-        there = {name for network in networks.values() for name in adapters_of(network)}
-        if missing := sorted(set(names) - there):
-            raise InputError(
-                f"Adapter name(s) {missing} not in the list of present adapters: {sorted(there)}."
-            )
+        self._require_adapters(names)
         for name, weight in zip(names, weights, strict=True):
             self._warn_of_components(name, weight)
         with functions.all_or_nothing(networks.values()):
             for component, network in networks.items():
                 own = [w.get(component) if isinstance(w, Mapping) else w for w in weights]
                 functions.activate(network, names, own)
+
+    def _require_adapters(self, names: Collection[str]) -> None:
+        networks = self._adapted_networks().values()
+        there = {name for network in networks for name in adapters_of(network)}
+        if missing := sorted(set(names) - there):
+            raise InputError(
+                f"Adapter name(s) {missing} not in the list of present adapters: {sorted(there)}."
+            )
 
     def _warn_of_components(self, name: str, weight: Any) -> None:
         for component in weight if isinstance(weight, Mapping) else ():
@@ -283,10 +287,11 @@ class StableDiffusionLoraLoaderMixin:
 
         Raises:
             AdapterError: a fused weight would have NaN or infinity; nothing has changed.
-            InputError: there is no such component.
+            InputError: there is no such component or adapter.
         """
         _check_old_keywords("fuse_lora", kwargs, ("fuse_unet", "fuse_text_encoder"))
         networks = self._chosen_networks(components)
+        self._require_adapters(adapter_names or ())
         with functions.all_or_nothing(networks):
             for network in networks:
                 functions.fuse(network, adapter_names, lora_scale)

@@ -91,6 +91,7 @@ class AdapterState:
 
     @property
     def fused_adapters(self) -> set[Adapter]:
+        """What is fused, without the strengths."""
         return {entry.adapter for entry in self.fused}
 
 
@@ -131,6 +132,7 @@ def adapters_of(network: nn.Module) -> dict[str, Adapter]:
 def mix_of(
     state: AdapterState, strengths: Mapping[str, Strength | None], paths: Iterable[str]
 ) -> Mix:
+    """What these strengths by name come to, without what is fused; ``paths`` are all layers."""
     paths = list(paths)
     terms: dict[str, list[tuple[LayerAdapter, float]]] = {}
     for name, strength in strengths.items():

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from sfumato.errors import InputError, did_you_mean
@@ -33,13 +34,17 @@ def check_number(value: Any, label: str = "The strength of an adapter") -> float
     Raises:
         InputError: it is no number, not finite, or huge.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise InputError(f"{label} has to be a number but is {str(value)[:80]!r}.")
-    if not math.isfinite(value) or abs(value) > MAX_STRENGTH:
+    try:
+        number = float(value)
+    except OverflowError:  # an integer beyond all floating-point numbers
+        number = math.inf
+    if not abs(number) <= MAX_STRENGTH:  # so that NaN is refused
         raise InputError(
-            f"{label} has to be a finite number up to {MAX_STRENGTH:g} but is {value!r}."
+            f"{label} has to be a finite number up to {MAX_STRENGTH:g} but is {number}."
         )
-    return float(value)
+    return number
 
 
 def resolve(strength: Strength | None, paths: Iterable[str]) -> Callable[[str], float]:
