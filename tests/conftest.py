@@ -23,6 +23,15 @@ settings.register_profile("default", deadline=None, derandomize=True, print_blob
 settings.load_profile("default")
 
 
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """Undo what the command does to the package's logger, whoever called it."""
+    log = logging.getLogger("sfumato")
+    before = log.handlers[:], log.level, log.propagate
+    yield
+    log.handlers[:], log.level, log.propagate = before
+
+
 @pytest.fixture
 def run(
     capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -31,8 +40,6 @@ def run(
     for name in [name for name in os.environ if name.startswith("SFUMATO_")]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
-    log = logging.getLogger("sfumato")
-    before = log.handlers[:], log.level, log.propagate
     terminate = signal.getsignal(signal.SIGTERM)
 
     def call(*arguments: object) -> Said:
@@ -42,7 +49,6 @@ def run(
         return Said(code, captured.out, captured.err)
 
     yield call
-    log.handlers[:], log.level, log.propagate = before
     signal.signal(signal.SIGTERM, terminate)
 
 

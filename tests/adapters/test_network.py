@@ -418,7 +418,7 @@ def test_filling_up_ranks_changes_no_result(unet: Any) -> None:
         functions.prepare_for_swapping(unet, 16)
     functions.prepare_for_swapping(unet, 16, "ignore")
     for name, value in zip("ab", expected, strict=True):
-        assert distance(_only(unet, name), value) < 1e-6
+        assert distance(_only(unet, name), value) < 5e-6
     layer = unet.mid_block.attentions[0].proj_in
     _only(unet, "a")
     ranks = {key[0].mid is None: len(factors.down) for key, factors in layer.slot._factors.items()}

@@ -257,7 +257,7 @@ def test_the_same_lora_twice_counts_twice(pipe: Any) -> None:
     expected = draw(pipe)
     pipe.load_lora_weights(tensors, adapter_name="b")
     pipe.set_adapters(["a", "b"], [0.3, 0.3])
-    assert (draw(pipe) - expected).abs().max() < 1e-5
+    assert (draw(pipe) - expected).abs().max() < 5e-5
 
 
 # What it leaves
