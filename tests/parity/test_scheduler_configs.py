@@ -85,3 +85,12 @@ def test_compatible_classes_are_those_of_diffusers_that_exist_here() -> None:
     for name in ours.CLASS_NAMES:
         wanted = {c.__name__ for c in getattr(theirs, name)().compatibles} & set(ours.CLASS_NAMES)
         assert {c.__name__ for c in getattr(ours, name)().compatibles} == wanted
+
+
+def test_a_changed_setting_is_swapped_as_in_diffusers() -> None:
+    mine, other = ours.DDIMScheduler(**COMMON), theirs.DDIMScheduler(**COMMON)
+    for scheduler in (mine, other):
+        scheduler.register_to_config(steps_offset=1, clip_sample=False)
+    assert public(mine.config) == public(other.config)
+    swapped = ours.PNDMScheduler.from_config(mine.config)
+    assert public(swapped.config) == public(theirs.PNDMScheduler.from_config(other.config).config)

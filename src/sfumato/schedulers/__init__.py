@@ -45,6 +45,14 @@ CLASS_NAMES: tuple[str, ...] = (
 )
 
 
+#: Timesteps and sigmas in which ten steps go furthest (arXiv:2404.14507, "Align your steps").
+_AYS_SIGMAS = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.0)
+AysSchedules: dict[str, list[float]] = {
+    "StableDiffusionTimesteps": [999, 850, 736, 645, 545, 455, 343, 233, 124, 24],
+    "StableDiffusionSigmas": list(_AYS_SIGMAS),
+}
+
+
 class KarrasDiffusionSchedulers(Enum):
     """Schedulers that can take each other's place in a pipeline, with diffusers' numbers."""
 
@@ -65,6 +73,7 @@ class KarrasDiffusionSchedulers(Enum):
 
 __all__ = [
     "CLASS_NAMES",
+    "AysSchedules",
     "DDIMScheduler",
     "DDPMScheduler",
     "DEISMultistepScheduler",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from os import PathLike
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
@@ -18,7 +18,7 @@ import torch
 
 from sfumato.diffusion.noise import Generators, randn_tensor
 from sfumato.diffusion.plan import Plan
-from sfumato.diffusion.run import Draw, PlanRun
+from sfumato.diffusion.run import PlanRun
 from sfumato.diffusion.schedule import alphas_cumprod, betas
 from sfumato.errors import InputError, UnknownKeywordError, did_you_mean
 from sfumato.outputs import BaseOutput
@@ -93,11 +93,13 @@ class Scheduler(Generic[C]):
         return FrozenDict({**self._extras, **values, "_use_default_values": unset})
 
     def register_to_config(self, **changes: Any) -> None:
-        """Change settings; the table is made anew, and ``set_timesteps`` has to be called again."""
+        """Change settings; the table is made anew, and ``set_timesteps`` has to be called again.
+
+        A setting that nobody had set still counts as such when classes are swapped.
+        """
         known = set(self._settings)
-        self._settings = self._settings.replace(
-            **{name: value for name, value in changes.items() if name in known}
-        )
+        fitting = {name: value for name, value in changes.items() if name in known}
+        self._settings = replace(self._settings, **fitting)
         self._extras |= {name: value for name, value in changes.items() if name not in known}
         self._prepare()
 
@@ -223,17 +225,17 @@ class Scheduler(Generic[C]):
         Returns:
             The next sample and the denoised one.
         """
-        if self._run is None:
-            self._run = PlanRun(plan, self.timesteps.device)
-        self._run.plan = plan
+        run = self._run
+        if run is None or plan.depth == 0:  # without a memory, runs need not be kept apart
+            run = self._run = PlanRun(plan, self.timesteps.device)
+        run.plan = plan
 
         def draw(dtype: torch.dtype) -> torch.Tensor:
             if noise is not None:
                 return noise.to(sample.device, dtype)
             return randn_tensor(sample.shape, generator, sample.device, dtype)
 
-        source: Draw = draw
-        return self._run.step(row, sample, output, source)
+        return run.step(row, sample, output, draw)
 
     def add_noise(
         self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
