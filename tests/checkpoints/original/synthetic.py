@@ -131,3 +131,56 @@ def write(tensors: dict[str, Tensor], path: Path, **metadata: str) -> Path:
     else:
         torch.save({"state_dict": tensors}, path)
     return path
+
+
+def small_configs(name: str) -> dict[str, dict[str, Any]]:
+    """As `tiny_configs`, with a small vocabulary."""
+    configs = tiny_configs(name)
+    configs["text_encoder"]["vocab_size"] = 50
+    return configs
+
+
+def assert_same(network: nn.Module, expected: nn.Module | dict[str, Tensor]) -> None:
+    state = expected.state_dict() if isinstance(expected, nn.Module) else expected
+    found = network.state_dict()
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[key], state[key]) for key in state)
+
+
+def original_yaml(**changes: Any) -> dict[str, Any]:
+    """The content of the YAML file that fits `small_configs` of Stable Diffusion 1."""
+    params: dict[str, Any] = {
+        "linear_start": 0.001,
+        "linear_end": 0.015,
+        "timesteps": 900,
+        "image_size": 48,
+        "scale_factor": 0.2,
+        "unet_config": {
+            "target": "os.system",
+            "params": {
+                "in_channels": 4,
+                "out_channels": 4,
+                "model_channels": 32,
+                "attention_resolutions": [4, 2, 1],
+                "num_res_blocks": 2,
+                "channel_mult": [1, 2, 2, 2],
+                "num_heads": 4,
+                "transformer_depth": 1,
+                "context_dim": 64,
+            },
+        },
+        "first_stage_config": {
+            "params": {
+                "ddconfig": {
+                    "z_channels": 4,
+                    "in_channels": 3,
+                    "out_ch": 3,
+                    "ch": 32,
+                    "ch_mult": [1, 1, 2, 2],
+                    "num_res_blocks": 2,
+                }
+            }
+        },
+        "cond_stage_config": {"target": "ldm.modules.encoders.modules.FrozenCLIPEmbedder"},
+    }
+    return {"model": {"params": params | changes}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,61 +19,29 @@ from sfumato import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from sfumato.checkpoints.original.families import FAMILIES, family
 from sfumato.checkpoints.original.loading import open_checkpoint
 from sfumato.checkpoints.original.parts import averaged_name
 from sfumato.errors import (
     CheckpointError,
     ConfigError,
     InputError,
-    ModelNotFoundError,
     UnknownKeywordError,
     WeightsMismatchError,
 )
 from sfumato.models.base import ModelMixin
 from tests.checkpoints.original.synthetic import (
+    assert_same,
     checkpoint_tensors,
     networks,
+    original_yaml,
     predicting,
-    tiny_configs,
+    small_configs,
     with_average,
     write,
 )
 
 UNET = "model.diffusion_model."
 CLIP = "cond_stage_model.transformer."
-
-
-def small_configs(name: str) -> dict[str, dict[str, Any]]:
-    """As `tiny_configs`, with a small vocabulary."""
-    configs = tiny_configs(name)
-    configs["text_encoder"]["vocab_size"] = 50
-    return configs
-
-
-@pytest.fixture(scope="module")
-def v1_networks() -> dict[str, nn.Module]:
-    return networks(small_configs("stable-diffusion-v1"))
-
-
-@pytest.fixture(scope="module")
-def v1(v1_networks: dict[str, nn.Module]) -> dict[str, Tensor]:
-    """The tensors of a Stable Diffusion 1 checkpoint; not to be changed by a test."""
-    return checkpoint_tensors(v1_networks)
-
-
-@pytest.fixture(scope="module")
-def v2() -> dict[str, Tensor]:
-    """The tensors of a Stable Diffusion 2 base checkpoint; not to be changed by a test."""
-    made = networks(small_configs("stable-diffusion-v2"), seed=1)
-    return predicting(checkpoint_tensors(made), velocity=False)
-
-
-def assert_same(network: nn.Module, expected: nn.Module | dict[str, Tensor]) -> None:
-    state = expected.state_dict() if isinstance(expected, nn.Module) else expected
-    found = network.state_dict()
-    assert found.keys() == state.keys()
-    assert all(torch.equal(found[key], state[key]) for key in state)
 
 
 # Containers
@@ -419,196 +386,6 @@ def test_a_marker_of_zero_terminal_snr_rescales_the_schedule(v1: dict[str, Tenso
     assert scheduler.config.timestep_spacing == "trailing"
 
 
-# Configurations
-
-
-def test_a_folders_configurations_are_used_and_none_of_its_weights(
-    v1: dict[str, Tensor], v1_networks: dict[str, nn.Module], tmp_path: Path
-) -> None:
-    pipe = StableDiffusionPipeline.from_single_file(v1)
-    pipe.vae.config = pipe.vae.config.replace(scaling_factor=0.3)
-    pipe.unet.config = pipe.unet.config.replace(sample_size=40)
-    pipe.scheduler = DDIMScheduler(
-        beta_end=0.02, prediction_type="v_prediction", steps_offset=1, clip_sample=False
-    )
-    pipe.tokenizer = CLIPTokenizer(pad_token="!")
-    pipe.save_pretrained(tmp_path)
-    for weights in tmp_path.rglob("*.safetensors"):
-        weights.write_bytes(b"not weights")
-    loaded = StableDiffusionPipeline.from_single_file(v1, config=tmp_path)
-    assert loaded.vae.config.scaling_factor == 0.3
-    assert loaded.unet.config.sample_size == 40
-    assert isinstance(loaded.scheduler, DDIMScheduler)
-    assert (loaded.scheduler.config.beta_end, loaded.tokenizer.pad_token) == (0.02, "!")
-    assert loaded.scheduler.config.prediction_type == "v_prediction"
-    assert_same(loaded.unet, v1_networks["unet"])
-    for given in ({"config": tmp_path / "vae"}, {"config": tmp_path, "subfolder": "vae"}):
-        assert AutoencoderKL.from_single_file(v1, **given).config.scaling_factor == 0.3
-    asked = StableDiffusionPipeline.from_single_file(
-        v1, config=str(tmp_path), prediction_type="epsilon"
-    )
-    assert asked.scheduler.config.prediction_type == "epsilon"
-
-
-def test_a_folder_that_does_not_fit_is_an_error_with_the_shapes(
-    v1: dict[str, Tensor], v2: dict[str, Tensor], tmp_path: Path
-) -> None:
-    StableDiffusionPipeline.from_single_file(v2).save_pretrained(tmp_path)
-    with pytest.raises(WeightsMismatchError, match="of another shape"):
-        StableDiffusionPipeline.from_single_file(v1, config=tmp_path)
-
-
-def test_the_hubs_name_of_a_published_checkpoint_needs_no_hub(v2: dict[str, Tensor]) -> None:
-    pipe = StableDiffusionPipeline.from_single_file(v2, config="stabilityai/stable-diffusion-2-1")
-    assert pipe.unet.config.sample_size == 96
-    assert pipe.scheduler.config.prediction_type == "v_prediction"
-    with pytest.raises(ModelNotFoundError, match="no folder on this machine"):
-        StableDiffusionPipeline.from_single_file(v2, config="someone/something")
-
-
-def original_yaml(**changes: Any) -> dict[str, Any]:
-    """The content of the YAML file that fits `small_configs` of Stable Diffusion 1."""
-    params: dict[str, Any] = {
-        "linear_start": 0.001,
-        "linear_end": 0.015,
-        "timesteps": 900,
-        "image_size": 48,
-        "scale_factor": 0.2,
-        "unet_config": {
-            "target": "os.system",
-            "params": {
-                "in_channels": 4,
-                "out_channels": 4,
-                "model_channels": 32,
-                "attention_resolutions": [4, 2, 1],
-                "num_res_blocks": 2,
-                "channel_mult": [1, 2, 2, 2],
-                "num_heads": 4,
-                "transformer_depth": 1,
-                "context_dim": 64,
-            },
-        },
-        "first_stage_config": {
-            "params": {
-                "ddconfig": {
-                    "z_channels": 4,
-                    "in_channels": 3,
-                    "out_ch": 3,
-                    "ch": 32,
-                    "ch_mult": [1, 1, 2, 2],
-                    "num_res_blocks": 2,
-                }
-            }
-        },
-        "cond_stage_config": {"target": "ldm.modules.encoders.modules.FrozenCLIPEmbedder"},
-    }
-    return {"model": {"params": params | changes}}
-
-
-@pytest.mark.parametrize("how", ["yaml", "json", "bytes", "stream", "dict"])
-def test_an_original_configuration_is_honoured(
-    v1: dict[str, Tensor], tmp_path: Path, how: str
-) -> None:
-    import io
-
-    import yaml
-
-    content = original_yaml(parameterization="v")
-    text = yaml.safe_dump(content) if how != "json" else json.dumps(content)
-    (tmp_path / "file").write_text(text)
-    given: Any = {
-        "bytes": text.encode(),
-        "stream": io.BytesIO(text.encode()),
-        "dict": content,
-    }.get(how, tmp_path / "file")
-    pipe = StableDiffusionPipeline.from_single_file(v1, original_config=given)
-    assert pipe.unet.config.attention_head_dim == 4
-    assert pipe.unet.config.sample_size == 48
-    assert pipe.vae.config.scaling_factor == 0.2
-    scheduler = pipe.scheduler.config
-    assert (scheduler.beta_start, scheduler.beta_end) == (0.001, 0.015)
-    assert (scheduler.num_train_timesteps, scheduler.prediction_type) == (900, "v_prediction")
-    assert scheduler.beta_schedule == "scaled_linear", "what the original code calls linear"
-
-
-def test_diffusers_reads_the_same_from_original_configurations(v1: dict[str, Tensor]) -> None:
-    from diffusers.loaders import single_file_utils as oracle
-
-    for changes in ({}, {"num_head_channels": 16, "use_linear_in_transformer": True}):
-        content = original_yaml()
-        params = content["model"]["params"]["unet_config"]["params"]
-        params |= changes
-        if changes:
-            del params["num_heads"]
-        checkpoint = open_checkpoint(v1, original_config=content)
-        theirs = oracle.create_unet_diffusers_config_from_ldm(content, v1)
-        ours = {**checkpoint.config("unet")}
-        for key in theirs:
-            if key not in ("sample_size", "transformer_layers_per_block"):
-                assert ours.get(key) == theirs[key], key
-        vae = oracle.create_vae_diffusers_config_from_ldm(content, v1)
-        found = checkpoint.config("vae")
-        assert all(found[key] == vae[key] for key in vae if key != "sample_size")
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"unet_config": None}, "has to be a table"),
-        ({"parameterization": "w"}, "parameterization"),
-        ({"beta_schedule": "wavy"}, "beta_schedule"),
-        ({"linear_end": "much"}, "`linear_end` has to be a number"),
-        ({"image_size": -1}, "`image_size` has to be an integer"),
-        ({"unet_config": {"params": {"model_channels": 10**9, "channel_mult": [1]}}}, "list"),
-    ],
-)
-def test_a_wrong_original_configuration_is_an_error_with_the_field(
-    v1: dict[str, Tensor], change: dict[str, Any], words: str
-) -> None:
-    with pytest.raises(ConfigError, match=words):
-        open_checkpoint(v1, original_config=original_yaml(**change))
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "model: !!python/object/apply:os.system ['true']",
-        "a: &a {x: 1}\nb: {<<: [*a, *a]}",
-        "[" * 5000,
-        "model: [",
-        "- 1",
-        "x" * 200_000,
-    ],
-)
-def test_a_hostile_original_configuration_is_refused(
-    v1: dict[str, Tensor], tmp_path: Path, text: str
-) -> None:
-    (tmp_path / "c.yaml").write_text(text)
-    with pytest.raises(ConfigError):
-        open_checkpoint(v1, original_config=tmp_path / "c.yaml")
-
-
-def test_yaml_without_pyyaml_says_what_to_install(
-    v1: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import sys
-
-    monkeypatch.setitem(sys.modules, "yaml", None)
-    with pytest.raises(ModuleNotFoundError, match="pip install pyyaml"):
-        open_checkpoint(v1, original_config=b"model: {params: {}}")
-    as_json = json.dumps(original_yaml()).encode()
-    assert open_checkpoint(v1, original_config=as_json).original is not None
-
-
-def test_configurations_from_two_places_or_from_the_web_are_an_error(
-    v1: dict[str, Tensor],
-) -> None:
-    with pytest.raises(InputError, match="not both"):
-        open_checkpoint(v1, config="a/b", original_config={})
-    with pytest.raises(ConfigError, match="fetches nothing"):
-        open_checkpoint(v1, original_config="https://example.org/v1-inference.yaml")
-
-
 def test_other_sizes_than_the_published_are_read_from_the_weights() -> None:
     config = {
         **small_configs("stable-diffusion-v1")["unet"],
@@ -688,76 +465,3 @@ def test_deprecated_keywords_warn_and_still_work(v1: dict[str, Tensor]) -> None:
             load(**wrong)
     with pytest.raises(WeightsMismatchError):
         load(num_in_channels=9)
-
-
-# Files that are something else
-
-
-def test_families_are_told_apart_by_shapes_alone() -> None:
-    for name in FAMILIES:
-        made = networks({"unet": tiny_configs(name)["unet"]})
-        tensors = checkpoint_tensors(made, extras=False)
-        if "v2" in name:
-            tensors = predicting(tensors, name.endswith("-v"))
-        elif "upscaler" in name:
-            tensors["cond_stage_model.model.transformer.resblocks.0.ln_1.weight"] = torch.zeros(4)
-        checkpoint = open_checkpoint(tensors, component="unet")
-        assert checkpoint.settled_family.name == name
-
-
-@pytest.mark.parametrize(
-    ("extra", "words"),
-    [
-        ({"control_model.time_embed.0.weight": (4, 4)}, "holds a ControlNet"),
-        ({"depth_model.model.pretrained.cls_token": (1, 1, 4)}, "depth-to-image"),
-        ({"noise_augmentor.time_embed.weight": (4,)}, "unCLIP"),
-        ({f"{UNET}label_emb.0.0.weight": (4, 2048)}, "unCLIP"),
-        (
-            {"conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias": (4,)},
-            "SDXL",
-        ),
-    ],
-)
-def test_checkpoints_of_other_pipelines_are_recognised(
-    v1: dict[str, Tensor], extra: dict[str, tuple[int, ...]], words: str
-) -> None:
-    more = {name: torch.zeros(shape) for name, shape in extra.items()}
-    with pytest.raises(CheckpointError, match=words):
-        StableDiffusionPipeline.from_single_file({**v1, **more})
-
-
-@pytest.mark.parametrize(
-    ("shapes", "words"),
-    [
-        ({"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": (4, 8)}, "a LoRA"),
-        ({"*": (3, 768)}, "an embedding"),
-        ({"encoder.down.0.block.0.conv1.weight": (4, 4, 3, 3), "decoder.conv_in.weight": (4,)},
-         "an autoencoder"),
-        ({"controlnet_cond_embedding.conv_in.weight": (4, 4)}, "a ControlNet"),
-        ({"double_blocks.0.img_attn.qkv.weight": (4, 4)}, "a diffusion transformer"),
-        ({"down_blocks.0.resnets.0.conv1.weight": (4, 4, 3, 3), "conv_in.weight": (4, 9, 3, 3)},
-         "an inpainting network"),
-        ({"something.weight": (4, 4)}, "no Stable Diffusion checkpoint that is recognised"),
-    ],
-)  # fmt: skip
-def test_other_files_are_named_for_what_they_are(
-    shapes: dict[str, tuple[int, ...]], words: str, tmp_path: Path
-) -> None:
-    path = write({n: torch.zeros(s) for n, s in shapes.items()}, tmp_path / "m.safetensors")
-    with pytest.raises(CheckpointError, match=words):
-        StableDiffusionPipeline.from_single_file(path)
-
-
-def test_a_checkpoint_that_needs_more_than_text_is_loaded_with_a_warning(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    made = networks(small_configs("stable-diffusion-v1-inpainting"))
-    pipe = StableDiffusionPipeline.from_single_file(checkpoint_tensors(made))
-    assert pipe.unet.config.in_channels == 9
-    assert "made for StableDiffusionInpaintPipeline" in caplog.text
-
-
-def test_the_shipped_configurations_are_complete() -> None:
-    for name in FAMILIES:
-        assert family(name).title and family(name).repositories
-        assert family(name).scheduler["_class_name"].endswith("Scheduler")
