@@ -39,7 +39,12 @@ class _WithoutMemory(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func in (torch.empty, torch.randn, torch.rand) and kwargs.get("device") is None:
-            kwargs = {**kwargs, "device": "meta"}
+            func, kwargs = torch.empty, {**kwargs, "device": "meta"}
+            kwargs.pop("generator", None)
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            tensor = kwargs["tensor"] if "tensor" in kwargs else args[0]
+            if tensor.is_meta:  # nothing to fill; trying takes torch's compiler, a second to import
+                return tensor
         return func(*args, **kwargs)
 
 

@@ -79,7 +79,9 @@ class Levels:
     def from_ratio(cls, ratio: Array) -> Levels:
         """Levels of a variance-preserving process with ``sigma / alpha = ratio``."""
         alpha = 1.0 / np.sqrt(ratio**2 + 1.0)
-        return cls(alpha, ratio * alpha)
+        with np.errstate(invalid="ignore"):  # pure noise: infinity times zero is one here
+            sigma = np.where(np.isinf(ratio), 1.0, ratio * alpha)
+        return cls(alpha, sigma)
 
     def __getitem__(self, rows: slice) -> Levels:
         return Levels(self.alpha[rows], self.sigma[rows])

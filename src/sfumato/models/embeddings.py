@@ -106,7 +106,8 @@ class AttentionPooling(nn.Module):
 
     def __init__(self, num_heads: int, embed_dim: int) -> None:
         super().__init__()
-        self.positional_embedding = nn.Parameter(torch.randn(1, embed_dim) / embed_dim**0.5)
+        self.positional_embedding = nn.Parameter(torch.empty(1, embed_dim))
+        nn.init.normal_(self.positional_embedding, std=embed_dim**-0.5)
         self.k_proj = nn.Linear(embed_dim, embed_dim)
         self.q_proj = nn.Linear(embed_dim, embed_dim)
         self.v_proj = nn.Linear(embed_dim, embed_dim)
