@@ -272,6 +272,7 @@ def share_table(mine: Any, other: Any) -> None:
     table = other.alphas_cumprod.float()
     torch.testing.assert_close(mine.alphas_cumprod, table, rtol=5e-5, atol=1e-7)
     mine._acp = table.double().numpy()
+    mine._sigma_table = (((1 - table) / table) ** 0.5).double().numpy()
     mine.alphas_cumprod = table
     if hasattr(mine, "_final") and not mine.config.set_alpha_to_one:
         mine._final = float(table[0])

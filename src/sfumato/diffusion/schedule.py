@@ -279,7 +279,10 @@ def timestep_at(sigmas: Array, table: Array) -> Array:
     """Fractional timesteps at which training had these sigmas; linear in log sigma."""
     logs = log_table(table)
     wanted = np.log(np.maximum(sigmas, 1e-10))
-    low = (np.searchsorted(logs, wanted, side="right") - 1).clip(0, len(logs) - 2)
+    # The last level below, not the first above: a pinned last level may lie out of order.
+    below = (logs[:, None] <= wanted)[::-1]
+    low = np.where(below.any(axis=0), len(logs) - 1 - below.argmax(axis=0), 0)
+    low = low.clip(0, len(logs) - 2)
     weight = (logs[low] - wanted) / (logs[low] - logs[low + 1])
     return low + np.clip(weight, 0, 1)
 

@@ -21,7 +21,6 @@ from sfumato.diffusion.schedule import (
     sigma_at,
     spaced_timesteps,
     timestep_at,
-    training_sigmas,
 )
 from sfumato.errors import ConfigError, InputError
 
@@ -110,7 +109,7 @@ def evenly_chosen(origin: NDArray[np.int64], steps: int) -> NDArray[np.int64]:
 
 def sigmas_at_timesteps(
     timesteps: NDArray[np.float32],
-    acp: Array,
+    table: Array,
     *,
     ramp: Ramp,
     interpolation: str = "linear",
@@ -121,7 +120,7 @@ def sigmas_at_timesteps(
 
     Args:
         timesteps: ``(n,)``, falling.
-        acp: the training table.
+        table: sigma at each training timestep, see `schedule.training_sigmas`.
         ramp: with a kind, the sigmas are spread by it between those of the first and the last
             timestep, and the timesteps follow.
         interpolation: ``linear`` in sigma between training timesteps, or ``log_linear``: spread
@@ -129,7 +128,7 @@ def sigmas_at_timesteps(
         final: ``zero`` or ``sigma_min``.
         rounded: take the nearest whole timestep for a sigma of the ramp.
     """
-    table, n = training_sigmas(acp), len(timesteps)
+    n = len(timesteps)
     if interpolation == "linear":
         sigmas = sigma_at(timesteps, table)
     elif interpolation == "log_linear":
@@ -157,20 +156,20 @@ def with_corrections(
 
 
 def with_middles(
-    timesteps: NDArray[np.float32], sigmas: Array, acp: Array, *, ancestral: bool = False
+    timesteps: NDArray[np.float32], sigmas: Array, table: Array, *, ancestral: bool = False
 ) -> Schedule:
     """Every call of the midpoint method: each step's start and, in log sigma, its middle.
 
     Args:
         timesteps: ``(n,)`` of the steps' starts.
         sigmas: ``(n + 1,)``, the last one 0.
-        acp: the training table.
+        table: sigma at each training timestep.
         ancestral: the step goes down to where an ancestral step does, before its noise.
     """
     start, end = sigmas[:-2], sigmas[1:-1]
     down = end**2 / start if ancestral else end
     middle = np.sqrt(start * down)
-    middle_t = timestep_at(middle, training_sigmas(acp)).astype(np.float32)
+    middle_t = timestep_at(middle, table).astype(np.float32)
     calls = np.append(np.stack([start, middle], axis=1).flatten(), sigmas[-2])
     ends = np.append(np.stack([middle, end], axis=1).flatten(), sigmas[-1])
     all_t = np.append(np.stack([timesteps[:-1], middle_t], axis=1).flatten(), timesteps[-1])
@@ -200,17 +199,17 @@ def solver_timesteps(
 
 
 def solver_sigmas(
-    timesteps: NDArray[np.int64], acp: Array, *, ramp: Ramp, rounded: bool
+    timesteps: NDArray[np.int64], table: Array, *, ramp: Ramp, rounded: bool
 ) -> tuple[NDArray[np.int64], Array]:
     """Whole timesteps and the ``n`` sigmas that go with them.
 
     Args:
         timesteps: ``(n,)``, falling.
-        acp: the training table.
+        table: sigma at each training timestep.
         ramp: with a kind (also ``lu``), the sigmas are spread by it over the whole table.
         rounded: take the nearest timestep for a sigma of the ramp, else the one below.
     """
-    table, n = training_sigmas(acp), len(timesteps)
+    n = len(timesteps)
     if ramp.kind is None:
         return timesteps, sigma_at(timesteps, table)
     if ramp.kind == "lu":  # even steps in log(alpha / sigma), arXiv:2206.00927 section 4

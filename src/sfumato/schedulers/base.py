@@ -78,7 +78,10 @@ class Scheduler(Generic[C]):
         self._acp = alphas_cumprod(noise)
         self.betas = torch.from_numpy(betas(noise))
         self.alphas = 1.0 - self.betas
-        self.alphas_cumprod = torch.from_numpy(self._acp).float()
+        self.alphas_cumprod = acp = torch.from_numpy(self._acp).float()
+        # As `schedule.training_sigmas`, but with torch's root, which on some processors has another
+        # last bit: a sigma at a whole timestep is then found there, and not just below.
+        self._sigma_table = (((1 - acp) / acp) ** 0.5).double().numpy()
         self.num_inference_steps = None
         self._run: PlanRun | None = None
 

@@ -16,7 +16,6 @@ from sfumato.diffusion.plan import Plan
 from sfumato.diffusion.schedule import (
     check_sigmas,
     timestep_at,
-    training_sigmas,
 )
 from sfumato.diffusion.ways import Ramp, sigmas_at_timesteps
 from sfumato.errors import InputError
@@ -74,9 +73,8 @@ class EulerScheduler(SigmaSpaceScheduler[C]):
 
     def _prepare(self) -> None:
         super()._prepare()
-        table = training_sigmas(self._acp)[::-1]
         self.timesteps = torch.arange(len(self) - 1, -1, -1, dtype=torch.float32)
-        self.sigmas = torch.from_numpy(np.append(table, 0.0)).float()
+        self.sigmas = torch.from_numpy(np.append(self._sigma_table[::-1], 0.0)).float()
 
 
 class EulerDiscreteScheduler(EulerScheduler[EulerConfig]):
@@ -111,10 +109,9 @@ class EulerDiscreteScheduler(EulerScheduler[EulerConfig]):
         if timesteps is not None and sigmas is not None:
             raise InputError("Only one of `timesteps` or `sigmas` should be set.")
         exactly_one(num_inference_steps=num_inference_steps, timesteps=timesteps, sigmas=sigmas)
-        table = training_sigmas(self._acp)
         if sigmas is not None:
             levels = check_sigmas(sigmas)
-            steps = timestep_at(levels[:-1], table).astype(np.float32)
+            steps = timestep_at(levels[:-1], self._sigma_table).astype(np.float32)
         else:
             if timesteps is not None:
                 self._check_custom()
@@ -123,7 +120,7 @@ class EulerDiscreteScheduler(EulerScheduler[EulerConfig]):
                 steps = self._spaced(num_inference_steps)
             steps, levels = sigmas_at_timesteps(
                 steps,
-                self._acp,
+                self._sigma_table,
                 ramp=ramp_of(config),
                 interpolation=config.interpolation_type,
                 final=config.final_sigmas_type,
@@ -239,7 +236,7 @@ class EulerAncestralDiscreteScheduler(EulerScheduler[EulerAncestralConfig]):
             InputError: for a number out of range.
         """
         steps = self._spaced(num_inference_steps)
-        self._follow(*sigmas_at_timesteps(steps, self._acp, ramp=Ramp()), device)
+        self._follow(*sigmas_at_timesteps(steps, self._sigma_table, ramp=Ramp()), device)
 
     def plan(self, start: int = 0) -> Plan:
         """The table for ``timesteps[start:]``."""

@@ -50,7 +50,7 @@ class AllStepsScheduler(SigmaSpaceScheduler[C]):
     def _steps(self, steps: Any, *, rounded: bool = False) -> tuple[np.ndarray, Array]:
         """Timesteps and sigmas of the steps, whatever calls they take."""
         return sigmas_at_timesteps(
-            self._spaced(steps), self._acp, ramp=ramp_of(self.config), rounded=rounded
+            self._spaced(steps), self._sigma_table, ramp=ramp_of(self.config), rounded=rounded
         )
 
     def _visit(
@@ -146,7 +146,7 @@ class HeunDiscreteScheduler(AllStepsScheduler[HeunConfig]):
             config, "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"
         )
         given = np.array(checked_timesteps(timesteps, len(self)), dtype=np.float32)
-        return self._visit(*sigmas_at_timesteps(given, self._acp, ramp=ramp_of({})), device)
+        return self._visit(*sigmas_at_timesteps(given, self._sigma_table, ramp=ramp_of({})), device)
 
     def _visit(
         self, timesteps: np.ndarray, sigmas: Array, device: str | torch.device | None
@@ -208,7 +208,7 @@ class MidpointScheduler(AllStepsScheduler[KDPM2Config]):
         self._forget()
         sigmas = sigmas.astype(np.float32).astype(np.float64)
         self.num_inference_steps = len(timesteps)
-        self._way = with_middles(timesteps, sigmas, self._acp, ancestral=self.ancestral)
+        self._way = with_middles(timesteps, sigmas, self._sigma_table, ancestral=self.ancestral)
         self.timesteps = torch.from_numpy(self._way.timesteps).to(device)
         listed = np.concatenate([sigmas[:1], np.repeat(sigmas[1:], 2), sigmas[-1:]])
         self.sigmas = torch.from_numpy(listed).float()

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from sfumato.diffusion.plan import Limit
-from sfumato.diffusion.schedule import Array, Schedule, training_sigmas
+from sfumato.diffusion.schedule import Array, Schedule
 from sfumato.diffusion.ways import (
     Ramp,
     final_sigma,
@@ -112,7 +112,7 @@ class SolverScheduler(SteppedScheduler[S]):
     def _prepare(self) -> None:
         super()._prepare()
         self.timesteps = torch.arange(len(self) - 1, -1, -1, dtype=torch.float32)
-        self.sigmas = torch.from_numpy(training_sigmas(self._acp)).float()
+        self.sigmas = torch.from_numpy(self._sigma_table).float()
         self.alpha_t = self.alphas_cumprod.sqrt()
         self.sigma_t = (1 - self.alphas_cumprod).sqrt()
         self.lambda_t = self.alpha_t.log() - self.sigma_t.log()
@@ -177,8 +177,8 @@ class SolverScheduler(SteppedScheduler[S]):
         if flow:
             points, sigmas = flow_sigmas(len(points), len(self), self._settings.flow_shift)
         else:
-            points, sigmas = solver_sigmas(points, self._acp, ramp=ramp, rounded=rounded)
-        smallest = float(training_sigmas(self._acp)[0])
+            points, sigmas = solver_sigmas(points, self._sigma_table, ramp=ramp, rounded=rounded)
+        smallest = float(self._sigma_table[0])
         if end_of_ramp and (flow or ramp.kind is not None):
             smallest = float(sigmas[-1])
         end = final_sigma(final, smallest)

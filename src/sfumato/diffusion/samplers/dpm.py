@@ -72,18 +72,19 @@ def step_weights(algorithm: str, solver_type: str, s: Levels, t: Levels) -> Weig
     if image:
         z = -2 * h if stochastic else -h
         keep = sigma / float(s.sigma[0]) * (math.exp(-h) if stochastic else 1.0)
-        scale, noise = -alpha, sigma * math.sqrt(-math.expm1(-2 * h))
+        scale, spread = -alpha, -math.expm1(-2 * h)
     else:
         z = h
         keep = alpha / float(s.alpha[0])
-        scale, noise = -sigma * (2.0 if stochastic else 1.0), sigma * math.sqrt(math.expm1(2 * h))
+        scale, spread = -sigma * (2.0 if stochastic else 1.0), math.expm1(2 * h)
     first = scale * math.expm1(z)
     slope = 0.5 * first if solver_type == "midpoint" else scale * phi2(z)
     curve = scale * phi3(z)
     if stochastic and image:
         # The series has phi3 alone. diffusers has one more, and its pictures are the standard.
         curve += scale
-    return Weights(keep, first, slope, curve, noise if stochastic else 0.0)
+    noise = sigma * math.sqrt(max(spread, 0.0)) if stochastic else 0.0
+    return Weights(keep, first, slope, curve, noise)
 
 
 def phi2(z: float) -> float:
