@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sfumato.checkpoints import atomic
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.training import checkpoint
 from sfumato.training.checkpoint import agree_on_config, load_checkpoint, save_checkpoint
@@ -61,9 +62,9 @@ def test_a_failure_while_writing_leaves_the_older_checkpoint(
     def fail(*_: object) -> None:
         raise OSError("No space left on device")
 
-    for stage in ("save_file", "_flush"):
+    for module, stage in ((checkpoint, "save_file"), (atomic, "fsync_path")):
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint, stage, fail)
+            patch.setattr(module, stage, fail)
             with pytest.raises(OSError, match="No space"):
                 save_checkpoint(tmp_path, 2, state(2))
         found = load_checkpoint(tmp_path)

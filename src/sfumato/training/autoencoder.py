@@ -10,7 +10,6 @@ of their squares.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,11 +193,8 @@ def measure_latents(
 
 def save_autoencoder(model: AutoencoderKL, folder: Path, scaling_factor: float) -> None:
     """Save in diffusers' layout with the measured ``scaling_factor``."""
+    model.config = model.config.replace(scaling_factor=round(scaling_factor, 6))
     model.save_pretrained(folder)
-    path = folder / "config.json"
-    written = json.loads(path.read_text())
-    written["scaling_factor"] = round(scaling_factor, 6)
-    path.write_text(json.dumps(written, indent=2) + "\n")
 
 
 def train_autoencoder(

@@ -16,7 +16,6 @@ and is passed over.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sfumato.checkpoints.atomic import atomic_directory, write_file_atomically
 from sfumato.errors import CheckpointError, ConfigError
 
 #: Settings that may change on resume: they do not alter what was learnt so far.
@@ -36,20 +36,15 @@ State = Mapping[str, Mapping[str, Tensor]]
 def save_checkpoint(run: Path, step: int, state: State, *, keep: int = 2) -> Path:
     """Write the state after ``step`` finished steps and drop all but the newest ``keep``."""
     folder = run / "checkpoints" / f"step-{step:08d}"
-    draft = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    sizes = {}
-    for part in PARTS:
-        path = draft / f"{part}.safetensors"
-        save_file({k: v.contiguous() for k, v in state[part].items()}, path)
-        _flush(path)
-        sizes[path.name] = path.stat().st_size
-    (draft / "state.json").write_text(json.dumps({"step": step, "sizes": sizes}, indent=2))
-    _flush(draft / "state.json")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.rename(draft, folder)
-    _flush(folder.parent)
+    for left_by_a_kill in folder.parent.glob(".step-*.tmp"):
+        shutil.rmtree(left_by_a_kill, ignore_errors=True)
+    with atomic_directory(folder) as draft:
+        sizes = {}
+        for part in PARTS:
+            path = draft / f"{part}.safetensors"
+            save_file({k: v.contiguous() for k, v in state[part].items()}, path)
+            sizes[path.name] = path.stat().st_size
+        (draft / "state.json").write_text(json.dumps({"step": step, "sizes": sizes}, indent=2))
     for _, old in _complete(run)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
@@ -79,9 +74,7 @@ def agree_on_config(run: Path, config: Mapping[str, Any]) -> None:
     asked = json.loads(json.dumps(config))
     if not path.exists():
         run.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(".tmp")
-        draft.write_text(json.dumps(asked, indent=2))
-        os.replace(draft, path)
+        write_file_atomically(path, json.dumps(asked, indent=2))
         return
     recorded = json.loads(path.read_text())
     differences = [
@@ -108,12 +101,3 @@ def _complete(run: Path) -> list[tuple[int, Path]]:
         if whole:
             found.append((int(state["step"]), folder))
     return found
-
-
-def _flush(path: Path) -> None:
-    """Ask the disk, not only the operating system, to have the file or folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sfumato.checkpoints.atomic import atomic_path
 from sfumato.models.autoencoder import AutoencoderKL
 from sfumato.training.autoencoder import measure_latents
 from sfumato.training.data import Example
@@ -30,9 +31,8 @@ def cached_latents(
     latents, _ = measure_latents(vae, examples, image_size)
     latents = (latents * vae.config.scaling_factor).contiguous()
     run.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".tmp")
-    save_file({"latents": latents}, draft)
-    draft.replace(path)
+    with atomic_path(path) as draft:
+        save_file({"latents": latents}, draft)
     return latents
 
 
