@@ -22,6 +22,7 @@ class CallState:
     Attributes:
         guidance_scale: how far to go from the negative prompt towards the prompt.
         guidance_rescale: how much of the contrast lost to guidance to restore, 0..1.
+        image_guidance_scale: how far to go towards a picture that is being edited.
         clip_skip: layers of the text encoder left out at its end.
         cross_attention_kwargs: handed to the UNet in every step.
         num_timesteps: evaluations of the UNet planned.
@@ -30,6 +31,7 @@ class CallState:
 
     guidance_scale: float = 7.5
     guidance_rescale: float = 0.0
+    image_guidance_scale: float = 1.5
     clip_skip: int | None = None
     cross_attention_kwargs: dict[str, Any] | None = None
     num_timesteps: int = 0

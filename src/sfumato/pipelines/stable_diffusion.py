@@ -1,7 +1,7 @@
 """Text to image: the one flow, from a prompt to a picture, under diffusers' interface.
 
-`StableDiffusionPipeline.__call__` checks its arguments, then embeds the prompt, plans the steps,
-draws noise, denoises and decodes. Each of these is a function of its own elsewhere.
+`StableDiffusionPipeline.__call__` checks its arguments and calls the flow (`flow.draw`) with one
+piece: the latents begin as noise.
 """
 
 from __future__ import annotations
@@ -12,16 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.checkpoints.arguments import reject_unknown
-from sfumato.diffusion.foreign import SchedulerRun
 from sfumato.diffusion.guidance import rescale_noise_cfg
 from sfumato.diffusion.noise import Generators
 from sfumato.pipelines import checks, stages
-from sfumato.pipelines.call import CallState
+from sfumato.pipelines.flow import draw
 from sfumato.pipelines.output import StableDiffusionPipelineOutput
+from sfumato.pipelines.request import Request
 from sfumato.pipelines.stable_diffusion_base import StableDiffusionBase
 from sfumato.pipelines.stages import retrieve_timesteps
-from sfumato.pipelines.watch import Watcher, warn_of_legacy
+from sfumato.pipelines.start import FromNoise
 
 __all__ = [
     "StableDiffusionPipeline",
@@ -104,96 +103,21 @@ class StableDiffusionPipeline(StableDiffusionBase):
             UnknownKeywordError: (a ``TypeError``) there is no such argument.
             NumericalError: NaN or infinity appeared.
         """
-        reject_unknown(f"{type(self).__name__}()", kwargs, self._keywords())
-        warn_of_legacy(kwargs)
-        checks.check_callable("callback_on_step_end", callback_on_step_end)
-        checks.check_callable("callback", kwargs.get("callback"))
-        tensor_inputs = getattr(
-            callback_on_step_end, "tensor_inputs", callback_on_step_end_tensor_inputs
-        )
-        for name in ("unet", "scheduler", *(() if output_type == "latent" else ("vae",))):
-            self._part(name, "drawing")
+        request = Request.read(self, locals())
         height, width = self._full_size(height, width)
         self.check_inputs(
             prompt,
             height,
             width,
-            kwargs.get("callback_steps"),
+            request.callback_steps,
             negative_prompt,
             prompt_embeds,
             negative_prompt_embeds,
             ip_adapter_image,
             ip_adapter_image_embeds,
-            tensor_inputs,
+            request.callback_on_step_end_tensor_inputs,
         )
-        state = CallState(
-            guidance_scale=checks.finite_number("guidance_scale", guidance_scale),
-            guidance_rescale=checks.finite_number("guidance_rescale", guidance_rescale),
-            clip_skip=clip_skip,
-            cross_attention_kwargs=checks.optional_dict(
-                "cross_attention_kwargs", cross_attention_kwargs
-            ),
-        )
-        eta = checks.finite_number("eta", eta, 0, 1)
-        train_steps = self.scheduler.config.get("num_train_timesteps", 1000)
-        checks.check_steps(num_inference_steps, timesteps, sigmas, train_steps)
-        images = checks.whole_number(
-            "num_images_per_prompt", num_images_per_prompt, 1, checks.MAX_IMAGES_PER_PROMPT
-        )
-        shape = self._latent_shape(prompt, prompt_embeds, images, height, width)
-        checks.check_generator(generator, shape[0])
-        checks.check_latents(latents, shape)
-
-        with self._running(state), stages.borrow(self.scheduler) as scheduler:
-            device = self._execution_device
-            positive, negative = self.encode_prompt(
-                prompt,
-                device,
-                images,
-                self.do_classifier_free_guidance,
-                negative_prompt,
-                prompt_embeds=prompt_embeds,
-                negative_prompt_embeds=negative_prompt_embeds,
-                lora_scale=(cross_attention_kwargs or {}).get("scale"),
-                clip_skip=clip_skip,
-            )
-            dtype = positive.dtype
-            context = positive
-            if self.do_classifier_free_guidance and negative is not None:
-                context = torch.cat([negative, positive])
-            conditions = self._conditions(
-                ip_adapter_image, ip_adapter_image_embeds, shape[0], dtype, device
-            )
-            plan, steps = retrieve_timesteps(
-                scheduler, num_inference_steps, device, timesteps, sigmas
-            )
-            x = stages.prepare_latents(scheduler, shape, dtype, device, generator, latents)
-            run = SchedulerRun(scheduler, plan, generator=generator, eta=eta)
-            state.num_timesteps = len(run)
-            watch = Watcher(
-                self,
-                count=len(run),
-                steps=steps,
-                order=getattr(scheduler, "order", 1),
-                on_step_end=callback_on_step_end,
-                tensor_inputs=tensor_inputs,
-                negative=negative,
-                **kwargs,
-            )
-            x = self._denoise(conditions, x, context, run, watch)
-            output = self._to_output(x, output_type, generator, dtype)
-        return output if return_dict else (output.images, output.nsfw_content_detected)
-
-    def _latent_shape(
-        self, prompt: Any, prompt_embeds: Tensor | None, images: int, height: int, width: int
-    ) -> tuple[int, int, int, int]:
-        if isinstance(prompt, str):
-            prompts = 1
-        else:
-            prompts = len(prompt) if prompt_embeds is None else len(prompt_embeds)
-        factor = self.vae_scale_factor
-        channels = self.unet.config.in_channels
-        return prompts * images, channels, height // factor, width // factor
+        return draw(self, request, FromNoise(height, width, latents))
 
     def check_inputs(
         self,

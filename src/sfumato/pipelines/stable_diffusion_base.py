@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from typing import Any, ClassVar, Self
@@ -20,8 +20,7 @@ from torch import Tensor
 
 from sfumato.adapters.pipeline_methods import StableDiffusionLoraLoaderMixin
 from sfumato.adapters.state import hold
-from sfumato.diffusion.denoise import denoise
-from sfumato.diffusion.foreign import SchedulerRun, accepted_options
+from sfumato.diffusion.foreign import accepted_options
 from sfumato.diffusion.guidance import ClassifierFree
 from sfumato.diffusion.noise import Generators
 from sfumato.errors import InputError
@@ -31,7 +30,7 @@ from sfumato.pipelines.call import CallState, OfCall
 from sfumato.pipelines.image_processor import VaeImageProcessor
 from sfumato.pipelines.output import StableDiffusionPipelineOutput
 from sfumato.pipelines.textual_inversion import TextualInversionLoaderMixin
-from sfumato.pipelines.watch import LEGACY_KEYWORDS, Watcher
+from sfumato.pipelines.watch import LEGACY_KEYWORDS
 from sfumato.text.conditioning import encode_prompt
 
 logger = logging.getLogger(__name__)
@@ -211,38 +210,14 @@ class StableDiffusionBase(
         named = set(inspect.signature(cls.__call__).parameters) - {"self", "kwargs"}
         return named | set(LEGACY_KEYWORDS)
 
-    def _denoise(
-        self,
-        conditions: dict[str, Any],
-        x: Tensor,
-        context: Tensor,
-        run: SchedulerRun,
-        watch: Watcher,
-    ) -> Tensor:
-        """The loop, with what a callback changed taken into account after every step."""
-
-        def network(x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
-            return self.unet(
-                x,
-                timestep,
-                encoder_hidden_states=context,
-                cross_attention_kwargs=self.cross_attention_kwargs,
-                return_dict=False,
-                **conditions,
-            )[0]
-
-        with watch:
-            for step in denoise(network, x, context, run, self._guidance()):
-                watch(step)
-                x, step.guidance = step.x, self._guidance()
-                if self.interrupt:
-                    break
-        return x
-
     def _guidance(self) -> ClassifierFree | None:
         if not self.do_classifier_free_guidance:
             return None
         return ClassifierFree(self.guidance_scale, self.guidance_rescale)
+
+    def _join(self, positive: Tensor, negative: Tensor) -> Tensor:
+        """The context of a guided call, as `_guidance` wants it."""
+        return torch.cat([negative, positive])
 
     def _conditions(
         self,
@@ -267,11 +242,16 @@ class StableDiffusionBase(
         return conditions
 
     def _to_output(
-        self, latents: Tensor, output_type: str | None, generator: Generators, dtype: torch.dtype
+        self,
+        latents: Tensor,
+        output_type: str | None,
+        generator: Generators,
+        dtype: torch.dtype,
+        decode: Callable[[Tensor], Tensor] | None = None,
     ) -> StableDiffusionPipelineOutput:
         if output_type == "latent":
             return StableDiffusionPipelineOutput(latents, None)
-        image = stages.decode(self.vae, latents, generator)
+        image = decode(latents) if decode else stages.decode(self.vae, latents, generator)
         image, flags = self.run_safety_checker(image, self._execution_device, dtype)
         images = self.image_processor.postprocess(
             image,

@@ -65,6 +65,24 @@ def retrieve_timesteps(
     return scheduler.timesteps, len(scheduler.timesteps)
 
 
+def last_timesteps(scheduler: Any, steps: int, strength: float) -> tuple[Tensor, int]:
+    """The timesteps that are left when a given picture is to be changed only in part.
+
+    Args:
+        scheduler: after ``set_timesteps``; told where to begin, if it wants to know.
+        steps: how many steps there are.
+        strength: the share of them to take, 0..1.
+
+    Returns:
+        The timesteps, and the number of steps that they are; there may be none.
+    """
+    taken = min(int(steps * strength), steps)
+    start = max(steps - taken, 0) * getattr(scheduler, "order", 1)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(start)
+    return scheduler.timesteps[start:], taken
+
+
 def private_copy(scheduler: Any) -> Any:
     """A scheduler with state of its own.
 

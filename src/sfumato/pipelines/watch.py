@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
-from torch import Tensor
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from sfumato.diffusion.denoise import Step
 from sfumato.errors import InputError
+
+if TYPE_CHECKING:
+    from sfumato.pipelines.flow import Drawing
 
 #: Callbacks of the older kind: ``callback(step, timestep, latents)`` every few steps.
 LEGACY_KEYWORDS = ("callback", "callback_steps")
@@ -23,48 +24,27 @@ def warn_of_legacy(given: Mapping[str, Any]) -> None:
                 f"Passing `{name}` as an input argument to `__call__` is deprecated, consider"
                 " using `callback_on_step_end`",
                 FutureWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
 
 
 class Watcher:
     """Calls a user's functions with a finished step, and takes their changes back.
 
+    The pipeline's progress bar advances once per step asked for.
+
     Args:
-        pipeline: handed to the callback; its progress bar advances once per step asked for.
+        drawing: the call: its request says what to call, its tensors what to show.
         count: how often the network is called in all.
-        steps: how many steps the user asked for.
-        order: calls of the network per step.
-        on_step_end: ``(pipeline, step, timestep, tensors) -> tensors or None``.
-        tensor_inputs: the names of the tensors that it gets.
-        negative: embeddings of the negative prompts, for callbacks that ask for them.
-        callback: older kind, ``(step, timestep, latents)``.
-        callback_steps: how often the older kind is called.
     """
 
-    def __init__(
-        self,
-        pipeline: Any,
-        *,
-        count: int,
-        steps: int,
-        order: int,
-        on_step_end: Callable[..., Any] | None = None,
-        tensor_inputs: Sequence[str] = ("latents",),
-        negative: Tensor | None = None,
-        callback: Callable[..., Any] | None = None,
-        callback_steps: int | None = None,
-    ) -> None:
-        self._pipeline = pipeline
-        self._bar = pipeline.progress_bar(total=steps)
+    def __init__(self, drawing: Drawing, count: int) -> None:
+        self._drawing = drawing
+        self._request = drawing.request
+        self._bar = drawing.pipeline.progress_bar(total=drawing.steps)
         self._count = count
-        self._warmup = count - steps * order
-        self._order = order
-        self._on_step_end = on_step_end
-        self._tensor_inputs = tensor_inputs
-        self._negative = negative
-        self._callback = callback
-        self._callback_steps = callback_steps or 1
+        self._order = getattr(drawing.scheduler, "order", 1)
+        self._warmup = count - drawing.steps * self._order
 
     def __enter__(self) -> Watcher:
         return self
@@ -74,23 +54,21 @@ class Watcher:
 
     def __call__(self, step: Step) -> None:
         """Show a step to the callbacks; their changes are written into it."""
-        if self._on_step_end is not None:
-            self._call_on_step_end(step, self._on_step_end)
+        request = self._request
+        if request.callback_on_step_end is not None:
+            self._call_on_step_end(step, request.callback_on_step_end)
         done = step.index + 1
         last = done == self._count
         if last or (done > self._warmup and done % self._order == 0):
             self._bar.update()
-            if self._callback is not None and step.index % self._callback_steps == 0:
-                self._callback(step.index // self._order, step.timestep, step.x)
+            if request.callback is not None and step.index % (request.callback_steps or 1) == 0:
+                request.callback(step.index // self._order, step.timestep, step.x)
 
     def _call_on_step_end(self, step: Step, on_step_end: Callable[..., Any]) -> None:
-        known = {
-            "latents": step.x,
-            "prompt_embeds": step.context,
-            "negative_prompt_embeds": self._negative,
-        }
-        given = {name: known[name] for name in self._tensor_inputs}
-        changed = on_step_end(self._pipeline, step.index, step.timestep, given)
+        tensors = self._drawing.tensors
+        known = {"latents": step.x, "prompt_embeds": step.context, **tensors}
+        given = {name: known[name] for name in self._request.callback_on_step_end_tensor_inputs}
+        changed = on_step_end(self._drawing.pipeline, step.index, step.timestep, given)
         if changed is None:
             return
         if not isinstance(changed, Mapping):
@@ -100,4 +78,4 @@ class Watcher:
             )
         step.x = changed.get("latents", step.x)
         step.context = changed.get("prompt_embeds", step.context)
-        self._negative = changed.get("negative_prompt_embeds", self._negative)
+        tensors.update({name: changed[name] for name in tensors if name in changed})

@@ -1,0 +1,220 @@
+"""The one flow of a call, from a checked request to pictures. Every pipeline is a caller of it.
+
+    embed the prompts        `StableDiffusionBase.encode_prompt`
+    choose the timesteps     `stages.retrieve_timesteps`; for a given picture only the last of them
+    prepare the pieces       in order: this is the order of random draws
+    denoise                  the network, seen through the pieces
+    decode, judge, convert
+
+A `Piece` is what one kind of drawing adds: where latents start, further channels or residuals for
+the network, something to do after each step. Pipelines are lists of pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfumato.diffusion.denoise import Step, denoise
+from sfumato.diffusion.foreign import SchedulerRun
+from sfumato.diffusion.run import Solver
+from sfumato.errors import InputError
+from sfumato.pipelines import stages
+from sfumato.pipelines.request import Request
+from sfumato.pipelines.watch import Watcher
+
+#: ``(x, timestep, context, **inputs) -> output``; ``inputs`` are further arguments of the UNet.
+Network = Callable[..., Tensor]
+
+
+@dataclass(eq=False)
+class Drawing:
+    """A call on its way.
+
+    Attributes:
+        pipeline: whose components draw.
+        request: what is asked for.
+        scheduler: the pipeline's, or a copy while another call is using that.
+        device, dtype: where and in which precision the network computes.
+        timesteps: those to pass through.
+        steps: how many steps these are; a step may take several timesteps.
+        context: the embedded prompts; in guidance with the negative half.
+        x: the latents to begin with; a piece has to set them.
+        tensors: what callbacks may ask for besides latents and context, by name. Pieces keep here
+            what callbacks may change.
+        row: how many timesteps are done.
+    """
+
+    pipeline: Any
+    request: Request
+    scheduler: Any
+    device: torch.device
+    dtype: torch.dtype
+    timesteps: Tensor
+    steps: int
+    context: Tensor
+    x: Tensor | None = None
+    tensors: dict[str, Tensor | None] = field(default_factory=dict)
+    row: int = 0
+
+    @property
+    def pictures(self) -> int:
+        """How many pictures are drawn."""
+        return self.request.pictures
+
+    @property
+    def guided(self) -> bool:
+        """Whether the network is asked with the negative prompt as well."""
+        return self.pipeline.do_classifier_free_guidance
+
+
+class Piece:
+    """What one kind of drawing adds to the flow; each method does nothing until overridden."""
+
+    def prepare(self, drawing: Drawing) -> None:
+        """Encode pictures and draw noise, once, before the loop."""
+
+    def around(self, drawing: Drawing, network: Network) -> Network:
+        """The network as the loop shall see it. The last piece's is the outermost."""
+        return network
+
+    def solver(self, drawing: Drawing, solver: Solver) -> Solver:
+        """The solver as the loop shall see it."""
+        return solver
+
+    def after_step(self, drawing: Drawing, step: Step) -> None:
+        """Change a finished step, before callbacks see it."""
+
+    def finish(self, drawing: Drawing, images: Any) -> Any:
+        """Change the finished pictures, which are of the type asked for."""
+        return images
+
+
+def draw(
+    pipeline: Any,
+    request: Request,
+    *pieces: Piece,
+    strength: float | None = None,
+    decode: Callable[[Tensor], Tensor] | None = None,
+) -> Any:
+    """Draw what a checked request asks for.
+
+    Args:
+        pipeline: the components.
+        request: see `Request`.
+        pieces: in the order in which they draw noise; one sets the first latents.
+        strength: how much of a given picture to draw anew, 0..1: only this share of the steps is
+            taken. None takes all.
+        decode: latents to pictures around -1..1, in place of the autoencoder's way.
+
+    Returns:
+        The pipeline's output object, or a tuple as ``request.return_dict`` says.
+    """
+    request.check(pipeline.scheduler.config.get("num_train_timesteps", 1000))
+    with pipeline._running(request.state()), stages.borrow(pipeline.scheduler) as scheduler:
+        drawing = _begin(pipeline, request, scheduler, strength)
+        conditions = pipeline._conditions(
+            request.ip_adapter_image,
+            request.ip_adapter_image_embeds,
+            drawing.pictures,
+            drawing.dtype,
+            drawing.device,
+        )
+        for piece in pieces:
+            piece.prepare(drawing)
+        latents = _denoise(drawing, pieces, conditions)
+        output = pipeline._to_output(
+            latents, request.output_type, request.generator, drawing.dtype, decode
+        )
+        for piece in pieces:
+            output.images = piece.finish(drawing, output.images)
+    if request.return_dict:
+        return output
+    return tuple(getattr(output, entry.name) for entry in fields(output))
+
+
+def _begin(pipeline: Any, request: Request, scheduler: Any, strength: float | None) -> Drawing:
+    """The drawing with its prompts embedded and its timesteps chosen."""
+    device = pipeline._execution_device
+    positive, negative = pipeline.encode_prompt(
+        request.prompt,
+        device,
+        int(request.num_images_per_prompt),
+        pipeline.do_classifier_free_guidance,
+        request.negative_prompt,
+        prompt_embeds=request.prompt_embeds,
+        negative_prompt_embeds=request.negative_prompt_embeds,
+        lora_scale=(request.cross_attention_kwargs or {}).get("scale"),
+        clip_skip=request.clip_skip,
+    )
+    guided = pipeline.do_classifier_free_guidance and negative is not None
+    timesteps, steps = stages.retrieve_timesteps(
+        scheduler, request.num_inference_steps, device, request.timesteps, request.sigmas
+    )
+    if strength is not None:
+        timesteps, steps = stages.last_timesteps(scheduler, steps, strength)
+    return Drawing(
+        pipeline=pipeline,
+        request=request,
+        scheduler=scheduler,
+        device=device,
+        dtype=positive.dtype,
+        timesteps=timesteps,
+        steps=steps,
+        context=pipeline._join(positive, negative) if guided else positive,
+        tensors={"negative_prompt_embeds": negative},
+    )
+
+
+def _denoise(drawing: Drawing, pieces: tuple[Piece, ...], conditions: dict[str, Any]) -> Tensor:
+    """The loop, with what a callback changed taken into account after every step."""
+    pipeline, request, x = drawing.pipeline, drawing.request, drawing.x
+    if x is None:
+        raise InputError("None of the pieces says which latents to begin with.")
+
+    def unet(x: Tensor, timestep: Tensor, context: Tensor, **inputs: Any) -> Tensor:
+        return pipeline.unet(
+            x,
+            timestep,
+            encoder_hidden_states=context,
+            cross_attention_kwargs=pipeline.cross_attention_kwargs,
+            return_dict=False,
+            **conditions,
+            **inputs,
+        )[0]
+
+    network: Network = unet
+    solver: Solver = SchedulerRun(
+        drawing.scheduler, drawing.timesteps, generator=request.generator, eta=float(request.eta)
+    )
+    for piece in pieces:
+        network = piece.around(drawing, network)
+        solver = piece.solver(drawing, solver)
+    pipeline._num_timesteps = len(solver)
+    with Watcher(drawing, len(solver)) as watch:
+        for step in denoise(network, x, drawing.context, solver, pipeline._guidance()):
+            drawing.row = step.index + 1
+            for piece in pieces:
+                piece.after_step(drawing, step)
+            watch(step)
+            x, step.guidance = step.x, pipeline._guidance()
+            if pipeline.interrupt:
+                break
+    return x
+
+
+def fit_rows(tensor: Tensor, rows: int) -> Tensor:
+    """A tensor for a batch of ``rows``: the first so many, or all repeated in turn.
+
+    Raises:
+        InputError: when ``rows`` is no multiple of the rows there are.
+    """
+    if len(tensor) >= rows:
+        return tensor[:rows]
+    if rows % len(tensor):
+        raise InputError(f"{len(tensor)} pictures cannot be shared by {rows} drawings.")
+    return tensor.repeat(rows // len(tensor), *[1] * (tensor.ndim - 1))
