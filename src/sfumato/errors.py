@@ -5,6 +5,7 @@
     ├── CheckpointError    (OSError)      a weight file is missing, damaged or of another model
     │   ├── WeightsMismatchError          the file is sound, but its tensors do not fit the network
     │   ├── AdapterError       (ValueError) a LoRA or its kin is damaged or made for another model
+    │   ├── HubError                      a hub cannot be reached, or refuses what was asked for
     │   └── ModelNotFoundError (ValueError) there is no model of that name
     ├── TokenizerError     (ValueError)   a vocabulary cannot be used
     ├── InputError         (ValueError)   an argument is out of range or contradicts another
@@ -55,6 +56,10 @@ class WeightsMismatchError(CheckpointError):
 
 class AdapterError(CheckpointError, ValueError):
     """A LoRA, or a file of its kin, that is damaged or was made for another model."""
+
+
+class HubError(CheckpointError):
+    """A hub of models that cannot be reached, or does not give what was asked for."""
 
 
 class ModelNotFoundError(CheckpointError, ValueError):
