@@ -7,7 +7,7 @@ that were read (or mapped) as they are.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -48,7 +48,7 @@ class _WithoutMemory(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def build_without_memory(model_class: type[ModelT], config: Any) -> ModelT:
+def build_without_memory(model_class: Callable[[Any], ModelT], config: Any) -> ModelT:
     """The network of a configuration in eval mode, with parameters on the meta device."""
     with _WithoutMemory():
         return model_class(config).eval()

@@ -18,6 +18,7 @@ from sfumato.models.processors import (
     AttentionProcessor,
     AttnProcessor2_0,
     SlicedAttnProcessor,
+    TextAndPictures,
     attention_weights,
 )
 
@@ -104,7 +105,7 @@ class Attention(nn.Module):
     def forward(
         self,
         hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
+        encoder_hidden_states: Tensor | TextAndPictures | None = None,
         attention_mask: Tensor | None = None,
         **cross_attention_kwargs: Any,
     ) -> Tensor:
@@ -112,7 +113,8 @@ class Attention(nn.Module):
 
         Args:
             hidden_states: ``(N, C, H, W)`` or ``(N, L, C)``.
-            encoder_hidden_states: context ``(N, S, context_dim)``; None for self-attention.
+            encoder_hidden_states: context ``(N, S, context_dim)``; None for self-attention. With
+                IP-Adapters, pictures beside it.
             attention_mask: a bias ``(N, 1, S)`` that is added to the scores.
             **cross_attention_kwargs: passed on to the processor.
 
@@ -141,6 +143,12 @@ class Attention(nn.Module):
 
     def project(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values ``(N, heads, tokens, dim_head)`` of tokens and context."""
+        if isinstance(context, tuple):
+            raise InputError(
+                f"{type(self.processor).__name__} cannot attend to pictures, but an IP-Adapter is"
+                " loaded.",
+                hint="Set attention processors before loading IP-Adapters, or unload these.",
+            )
         if context is None:
             context = x
         elif self.norm_cross is not None:
@@ -270,7 +278,15 @@ class Attention(nn.Module):
         """
         self.check_slice(slice_size)
         sliced = slice_size is not None
-        self.set_processor(SlicedAttnProcessor(slice_size) if sliced else AttnProcessor2_0())
+        self.set_kernel(SlicedAttnProcessor(slice_size) if sliced else AttnProcessor2_0())
+
+    def set_kernel(self, kernel: AttnProcessor2_0) -> None:
+        """Attend with another kernel; a processor of IP-Adapters stays, and uses it."""
+        processor: Any = self.processor
+        if hasattr(processor, "kernel"):
+            processor.kernel = kernel
+        else:
+            self.set_processor(kernel)
 
     def check_slice(self, slice_size: int | None) -> None:
         """Raise `InputError` if `set_attention_slice` would."""

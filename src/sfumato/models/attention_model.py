@@ -47,7 +47,8 @@ class AttentionModel(ModelMixin[ConfigT]):
 
     def set_default_attn_processor(self) -> None:
         """Compute all attention without the fused kernel, as diffusers does under this name."""
-        self.set_attn_processor(AttnProcessor())
+        for _, layer in self._attention_layers():
+            layer.set_kernel(AttnProcessor())
 
     def fuse_qkv_projections(self) -> None:
         """Compute queries, keys and values of each layer in one product.

@@ -72,7 +72,10 @@ class ModelMixin(nn.Module, Generic[ConfigT]):
         use_safetensors: bool | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Load from a folder with ``config.json`` and weights; see `checkpoints.folders`."""
+        """Load from a folder with ``config.json`` and weights, or from the hub by ``owner/name``.
+
+        See `sfumato.checkpoints.folders.load_model`.
+        """
         from sfumato.checkpoints import folders
 
         return folders.load_model(
@@ -134,6 +137,17 @@ class ModelMixin(nn.Module, Generic[ConfigT]):
             max_shard_size=max_shard_size,
             **kwargs,
         )
+
+    # What a folder or file gets, where something was loaded on top of the network.
+
+    @property
+    def own_config(self) -> ConfigT:
+        """The configuration, as it is without anything loaded on top."""
+        return self.config
+
+    def own_state(self) -> dict[str, torch.Tensor]:
+        """The ``state_dict``, without anything loaded on top."""
+        return self.state_dict()
 
     @property
     def dtype(self) -> torch.dtype:

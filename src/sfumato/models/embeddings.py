@@ -169,10 +169,15 @@ class TextImageTimeEmbedding(nn.Module):
 class ImageProjection(nn.Module):
     """An image embedding turned into a few context tokens (Kandinsky 2.2, IP-adapters)."""
 
+    #: Axes of the input; see `sfumato.models.image_projections`.
+    input_ndim = 2
+
     def __init__(
         self, image_embed_dim: int, cross_attention_dim: int, *, num_image_text_embeds: int = 32
     ) -> None:
         super().__init__()
+        self.image_embed_dim = image_embed_dim
+        self.cross_attention_dim = cross_attention_dim
         self.num_image_text_embeds = num_image_text_embeds
         self.image_embeds = nn.Linear(image_embed_dim, num_image_text_embeds * cross_attention_dim)
         self.norm = nn.LayerNorm(cross_attention_dim)

@@ -20,6 +20,10 @@ from torch import Tensor
 if TYPE_CHECKING:
     from sfumato.models.attention import Attention
 
+#: What a UNet with IP-Adapters hands to cross-attention: the text ``(N, S, C)``, and per adapter
+#: the tokens of its pictures ``(N, pictures, tokens, C)``. See `sfumato.models.ip_attention`.
+TextAndPictures = tuple[Tensor, list[Tensor]]
+
 
 class AttentionProcessor(Protocol):
     """How an `Attention` layer computes; diffusers' processors have this shape too."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sfumato.models.attention import Attention
 from sfumato.models.layers import Recomputable
+from sfumato.models.processors import TextAndPictures
 
 
 @dataclass(frozen=True)
@@ -18,13 +19,13 @@ class Context:
     """What the attention layers of a UNet look at, besides the image features.
 
     Attributes:
-        encoder_hidden_states: text tokens ``(N, S, C)``.
+        encoder_hidden_states: text tokens ``(N, S, C)``; with IP-Adapters, pictures beside them.
         attention_mask: bias ``(N, 1, L)`` on the scores of self-attention.
         encoder_attention_mask: bias ``(N, 1, S)`` on the scores of cross-attention.
         attention_kwargs: passed on to the attention processors.
     """
 
-    encoder_hidden_states: Tensor | None = None
+    encoder_hidden_states: Tensor | TextAndPictures | None = None
     attention_mask: Tensor | None = None
     encoder_attention_mask: Tensor | None = None
     attention_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -95,7 +96,9 @@ class BasicTransformerBlock(Recomputable):
     def compute(self, x: Tensor, context: Context) -> Tensor:
         """``x`` is ``(N, L, dim)``."""
         text, kwargs = context.encoder_hidden_states, context.attention_kwargs
-        first = text if self.only_cross_attention else None
+        first = None
+        if self.only_cross_attention:  # pictures are for the second attention
+            first = text[0] if isinstance(text, tuple) else text
         x = x + self.attn1(self.norm1(x), first, context.attention_mask, **kwargs)
         x = x + self.attn2(self.norm2(x), text, context.encoder_attention_mask, **kwargs)
         return x + self.ff(self.norm3(x))

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from sfumato.adapters.network_methods import AdapterMethods
 from sfumato.adapters.state import scaled_by_keyword
 from sfumato.errors import InputError
+from sfumato.models import ip_adapter, unet_stages
 from sfumato.models import unet_conditioning as conditioning
-from sfumato.models import unet_stages
 from sfumato.models.attention_model import AttentionModel
 from sfumato.models.embeddings import TimestepEmbedding
+from sfumato.models.image_projections import MultiIPAdapterImageProjection
 from sfumato.models.layers import get_activation
+from sfumato.models.processors import TextAndPictures
 from sfumato.models.transformer import Context
 from sfumato.models.unet_blocks import DownBlock, MidBlock, UpBlock
 from sfumato.models.unet_config import UNet2DConditionConfig
@@ -60,6 +62,7 @@ class UNet2DConditionModel(AttentionModel[UNet2DConditionConfig], AdapterMethods
             cond_proj_dim=c.time_cond_proj_dim,
         )
         self.encoder_hid_proj = conditioning.text_projection(c)
+        self.text_encoder_hid_proj: nn.Module | None = None  # while IP-Adapters take that place
         self.class_embedding = conditioning.class_embedding(c, waves, time_dim)
         if c.addition_time_embed_dim is not None and c.addition_embed_type == "text_time":
             self.add_time_proj = conditioning.sinusoids(c, c.addition_time_embed_dim)
@@ -88,7 +91,7 @@ class UNet2DConditionModel(AttentionModel[UNet2DConditionConfig], AdapterMethods
         timestep_cond: Tensor | None = None,
         attention_mask: Tensor | None = None,
         cross_attention_kwargs: Mapping[str, Any] | None = None,
-        added_cond_kwargs: Mapping[str, Tensor] | None = None,
+        added_cond_kwargs: Mapping[str, Any] | None = None,
         down_block_additional_residuals: Sequence[Tensor] | None = None,
         mid_block_additional_residual: Tensor | None = None,
         down_intrablock_additional_residuals: Sequence[Tensor] | None = None,
@@ -110,7 +113,8 @@ class UNet2DConditionModel(AttentionModel[UNet2DConditionConfig], AdapterMethods
             cross_attention_kwargs: for the attention processors. ``scale`` multiplies the
                 strengths of adapters and goes no further.
             added_cond_kwargs: ``image_embeds``, or ``text_embeds`` and ``time_ids``, as the
-                configuration's ``addition_embed_type`` wants them.
+                configuration's ``addition_embed_type`` wants them. With IP-Adapters,
+                ``image_embeds`` is a list of ``(N, pictures, ...)``, one per adapter.
             down_block_additional_residuals, mid_block_additional_residual: from a ControlNet,
                 one per skip and one for the middle.
             down_intrablock_additional_residuals: from a T2I-Adapter, one per down block.
@@ -242,12 +246,17 @@ class UNet2DConditionModel(AttentionModel[UNet2DConditionConfig], AdapterMethods
         return self.add_embedding(text_embeds, image_embeds)
 
     def process_encoder_hidden_states(
-        self, encoder_hidden_states: Tensor, added_cond_kwargs: Mapping[str, Tensor]
-    ) -> Tensor:
+        self, encoder_hidden_states: Tensor, added_cond_kwargs: Mapping[str, Any]
+    ) -> Tensor | TextAndPictures:
         """The tokens that cross-attention looks at; see ``encoder_hid_dim_type``."""
         kind = self.config.encoder_hid_dim_type
         if self.encoder_hid_proj is None:
             return encoder_hidden_states
+        if isinstance(self.encoder_hid_proj, MultiIPAdapterImageProjection):
+            image_embeds = _added(
+                added_cond_kwargs, "image_embeds", f"IP-Adapters (encoder_hid_dim_type={kind!r})"
+            )
+            return self._with_pictures(encoder_hidden_states, self.encoder_hid_proj(image_embeds))
         if kind in ("text_image_proj", "image_proj"):
             image_embeds = _added(
                 added_cond_kwargs, "image_embeds", f"encoder_hid_dim_type={kind!r}"
@@ -256,6 +265,17 @@ class UNet2DConditionModel(AttentionModel[UNet2DConditionConfig], AdapterMethods
                 return self.encoder_hid_proj(image_embeds)
             return self.encoder_hid_proj(encoder_hidden_states, image_embeds)
         return self.encoder_hid_proj(encoder_hidden_states)
+
+    def _with_pictures(self, text: Tensor, pictures: list[Tensor]) -> TextAndPictures:
+        """The context of a network with IP-Adapters."""
+        for tokens in pictures:
+            if len(tokens) != len(text):
+                raise InputError(
+                    f"`image_embeds` is for a batch of {len(tokens)}, but the text for {len(text)}."
+                )
+        if self.text_encoder_hid_proj is not None:
+            text = self.text_encoder_hid_proj(text)
+        return text, pictures
 
     def set_attention_slice(self, slice_size: str | int | Sequence[int] | None = "auto") -> None:
         """Bound the memory of attention; the result stays the same up to rounding.
@@ -287,6 +307,15 @@ class UNet2DConditionModel(AttentionModel[UNet2DConditionConfig], AdapterMethods
         for layer, size in zip(layers, sizes, strict=True):
             layer.set_attention_slice(size)
 
+    @property
+    def own_config(self) -> UNet2DConditionConfig:
+        """The configuration without IP-Adapters."""
+        return ip_adapter.own_config(self)
+
+    def own_state(self) -> dict[str, Tensor]:
+        """The ``state_dict`` without IP-Adapters."""
+        return ip_adapter.own_state(self)
+
     def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
         """Reweigh backbone and skips in the first two up blocks; see `sfumato.models.freeu`.
 
@@ -313,7 +342,7 @@ def _score_bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if mask is None else ((1 - mask.to(dtype)) * MASKED).unsqueeze(1)
 
 
-def _added(added: Mapping[str, Tensor], name: str, option: str) -> Tensor:
+def _added(added: Mapping[str, Any], name: str, option: str) -> Any:
     if name not in added:
         raise InputError(f"A UNet with {option} needs `{name}` in `added_cond_kwargs`.")
     return added[name]

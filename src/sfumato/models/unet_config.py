@@ -17,7 +17,9 @@ from sfumato.models.layers import ACTIVATIONS
 TIME_ACTIVATIONS = (*ACTIVATIONS, None)
 CLASS_EMBED_TYPES = ("timestep", "identity", "projection", "simple_projection", None)
 ADDITION_EMBED_TYPES = ("text", "text_image", "text_time", "image", None)
-ENCODER_HID_DIM_TYPES = ("text_proj", "text_image_proj", "image_proj", None)
+#: What diffusers says of a network while IP-Adapters are loaded; it changes no layer by itself.
+IP_IMAGE_PROJ = "ip_image_proj"
+ENCODER_HID_DIM_TYPES = ("text_proj", "text_image_proj", "image_proj", IP_IMAGE_PROJ, None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,11 +200,12 @@ class UNet2DConditionConfig(Config):
 
     def _check_embeddings(self) -> None:
         """Options that need each other."""
-        needs_dim = self.encoder_hid_dim_type is not None or self.addition_embed_type == "image"
+        projects = self.encoder_hid_dim_type not in (None, IP_IMAGE_PROJ)
+        needs_dim = projects or self.addition_embed_type == "image"
         self._require(needs_dim, "encoder_hid_dim")
-        projects = self.class_embed_type in ("projection", "simple_projection")
+        classes = self.class_embed_type in ("projection", "simple_projection")
         micro = self.addition_embed_type == "text_time"
-        self._require(projects or micro, "projection_class_embeddings_input_dim")
+        self._require(classes or micro, "projection_class_embeddings_input_dim")
         self._require(micro, "addition_time_embed_dim")
         single = self.encoder_hid_dim is not None or self.addition_embed_type in (
             "text",
