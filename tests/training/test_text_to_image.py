@@ -54,7 +54,7 @@ def test_the_loss_is_the_error_of_the_networks_answer(
         noise = torch.randn(latents.shape, generator=generator)
         timesteps = stratified_timesteps(4, 1000, generator)
         bar = torch.tensor(alphas_cumprod(NoiseConfig()), dtype=torch.float32)[timesteps]
-        ids = recipe._draw_captions(chosen, generator)
+        ids = recipe.captions.draw(chosen, generator)
         context = recipe.text_encoder(ids).last_hidden_state
         noisy = add_noise(latents, noise, bar)
         answer = recipe.unet(noisy, timesteps, encoder_hidden_states=context).sample
@@ -69,7 +69,7 @@ def test_every_caption_of_a_picture_is_drawn_and_no_other(
     tokenizer = CLIPTokenizer(model_max_length=12)
     seen: set[str] = set()
     for step in range(40):
-        ids = recipe._draw_captions(torch.tensor([2, 5]), step_generator(0, step))
+        ids = recipe.captions.draw(torch.tensor([2, 5]), step_generator(0, step))
         first, second = tokenizer.batch_decode(ids, skip_special_tokens=True)
         assert first.replace(" ,", ",") in examples[2].captions
         assert second.replace(" ,", ",") in examples[5].captions
@@ -80,8 +80,8 @@ def test_every_caption_of_a_picture_is_drawn_and_no_other(
 def test_the_stated_share_of_captions_is_dropped(pictures: Path, architecture: Path) -> None:
     recipe, _ = make(pictures, architecture, caption_dropout=0.25)
     chosen = torch.zeros(4000, dtype=torch.long)
-    ids = recipe._draw_captions(chosen, torch.Generator().manual_seed(0))
-    share = (ids == recipe.nothing).all(dim=1).float().mean()
+    ids = recipe.captions.draw(chosen, torch.Generator().manual_seed(0))
+    share = (ids == recipe.captions.nothing).all(dim=1).float().mean()
     assert abs(share - 0.25) < 0.03
 
 

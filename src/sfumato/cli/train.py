@@ -26,6 +26,8 @@ DecayShare = Annotated[
     float, typer.Option(help="Last share of the steps, in which the rate falls to zero.")
 ]
 EmaDecay = Annotated[float, typer.Option(help="Decay of the averaged weights that are saved.")]
+ImageSize = Annotated[int, typer.Option(help="Side of the pictures in pixels.")]
+CaptionDropout = Annotated[float, typer.Option(help="Share of empty captions.")]
 Seed = Annotated[int, typer.Option(help="Seed of weights, order, noise and crops.")]
 DType = Annotated[str, typer.Option(help="Arithmetic: bfloat16 or float32.")]
 SampleEvery = Annotated[int, typer.Option(help="Steps between sample sheets; 0 makes none.")]
@@ -48,7 +50,7 @@ def autoencoder(
     freeze_encoder: Annotated[
         bool, typer.Option("--freeze-encoder", help="Improve the decoder alone.")
     ] = False,
-    image_size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = 128,
+    image_size: ImageSize = 128,
     crop_size: Annotated[int, typer.Option(help="Side of the squares trained on.")] = 64,
     edge_weight: Annotated[float, typer.Option(help="Weight of the edge loss.")] = 1.0,
     colour_weight: Annotated[float, typer.Option(help="Weight of the colour loss.")] = 1.0,
@@ -87,23 +89,67 @@ def autoencoder(
     typer.echo(folder)
 
 
+@app.command("text-encoder")
+def text_encoder(
+    data: Data,
+    output: Output,
+    autoencoder: Annotated[Path, typer.Option(help="Trained autoencoder's folder.")],
+    architecture: Architecture = None,
+    init: Annotated[
+        Path | None, typer.Option(help="Text encoder folder to start from instead of noise.")
+    ] = None,
+    image_size: ImageSize = 128,
+    caption_dropout: CaptionDropout = 0.1,
+    steps: Steps = 3_000,
+    batch_size: BatchSize = 128,
+    learning_rate: LearningRate = 1e-3,
+    warmup_steps: WarmupSteps = 200,
+    decay_share: DecayShare = 0.2,
+    ema_decay: EmaDecay = 0.999,
+    seed: Seed = 0,
+    dtype: DType = "bfloat16",
+    sample_every: SampleEvery = 500,
+    checkpoint_every: CheckpointEvery = 500,
+    threads: Threads = None,
+) -> None:
+    """Train a text encoder by itself on the first stage's latents, to start the second from."""
+    from sfumato.training.captions import CaptionedTraining
+    from sfumato.training.text_encoder import train_text_encoder
+
+    config = CaptionedTraining(**_common(locals()), caption_dropout=caption_dropout)
+    folder = train_text_encoder(
+        data,
+        output,
+        config,
+        autoencoder=autoencoder,
+        architecture=architecture,
+        init=init,
+        image_size=image_size,
+        sample_every=sample_every,
+    )
+    typer.echo(folder)
+
+
 @app.command("text-to-image")
 def text_to_image(
     data: Data,
     output: Output,
     autoencoder: Annotated[Path | None, typer.Option(help="Trained autoencoder's folder.")] = None,
     architecture: Architecture = None,
+    text_encoder: Annotated[
+        Path | None, typer.Option(help="Folder of a text encoder trained by itself.")
+    ] = None,
     init: Annotated[
         Path | None, typer.Option(help="Model folder to start from instead of noise.")
     ] = None,
-    image_size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = 128,
+    image_size: ImageSize = 128,
     prediction_type: Annotated[
         str, typer.Option(help="epsilon, v_prediction or sample.")
     ] = "v_prediction",
     snr_gamma: Annotated[
         float, typer.Option(help="Cap of the min-SNR weighting; 0 for no weighting.")
     ] = 5.0,
-    caption_dropout: Annotated[float, typer.Option(help="Share of empty captions.")] = 0.1,
+    caption_dropout: CaptionDropout = 0.1,
     steps: Steps = 20_000,
     batch_size: BatchSize = 64,
     learning_rate: LearningRate = 1e-3,
@@ -131,6 +177,7 @@ def text_to_image(
         config,
         autoencoder=autoencoder,
         architecture=architecture,
+        text_encoder=text_encoder,
         init=init,
         image_size=image_size,
         sample_every=sample_every,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Self
 
@@ -29,9 +28,10 @@ from sfumato.schedulers import DPMSolverMultistepScheduler
 from sfumato.text.clip import CLIPTextModel
 from sfumato.text.tokenizer import CLIPTokenizer
 from sfumato.training.autoencoder import picture_grid
+from sfumato.training.captions import CaptionedTraining, Captions
 from sfumato.training.data import Example, batch_indices, read_folder
 from sfumato.training.latents import cached_latents
-from sfumato.training.loop import DTYPES, TrainConfig
+from sfumato.training.loop import DTYPES
 from sfumato.training.losses import (
     PREDICTIONS,
     add_noise,
@@ -49,26 +49,20 @@ SHEET = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextToImageTraining(TrainConfig):
+class TextToImageTraining(CaptionedTraining):
     """How to train a text-to-image model.
 
     Attributes:
         prediction_type: what the UNet answers: ``epsilon``, ``v_prediction`` or ``sample``.
         snr_gamma: cap of the min-SNR weighting; None weighs all noise levels alike.
-        caption_dropout: share of captions replaced by the empty one.
     """
 
     prediction_type: str = "v_prediction"
     snr_gamma: float | None = 5.0
-    caption_dropout: float = 0.1
 
     def validate(self) -> None:
         super().validate()
         check_choice("prediction_type", self.prediction_type, PREDICTIONS)
-        if not 0 <= self.caption_dropout < 1:
-            raise ConfigError(
-                f"`caption_dropout` has to lie in [0, 1) but is {self.caption_dropout}."
-            )
         if self.snr_gamma is not None and self.snr_gamma <= 0:
             raise ConfigError(f"`snr_gamma` has to be positive but is {self.snr_gamma}.")
 
@@ -102,9 +96,7 @@ class TextToImageRecipe:
         self.unet, self.text_encoder, self.config = unet, text_encoder, config
         self.modules: dict[str, nn.Module] = {"unet": unet, "text_encoder": text_encoder}
         self.latents = latents
-        self.captions = _tokenize(tokenizer, [c for e in examples for c in e.captions])
-        self.nothing = _tokenize(tokenizer, [""])[0]
-        self.first = torch.tensor([0, *accumulate(len(e.captions) for e in examples)])
+        self.captions = Captions(tokenizer, examples, config.caption_dropout)
         self.alpha_bar = torch.tensor(alphas_cumprod(noise), dtype=torch.float32)
 
     @classmethod
@@ -130,7 +122,7 @@ class TextToImageRecipe:
         noise = torch.randn(latents.shape, generator=generator)
         timesteps = stratified_timesteps(len(chosen), len(self.alpha_bar), generator)
         alpha_bar = self.alpha_bar[timesteps]
-        captions = self._draw_captions(chosen, generator)
+        captions = self.captions.draw(chosen, generator)
         noisy = add_noise(latents, noise, alpha_bar).to(dtype)
         # At these few tokens, plain products train twice as fast on a CPU as the fused kernel.
         with sdpa_kernel(SDPBackend.MATH):
@@ -143,24 +135,6 @@ class TextToImageRecipe:
             "mse": weighted_mse(answer.detach(), target, torch.ones_like(weight)),
         }
 
-    def _draw_captions(self, chosen: Tensor, generator: torch.Generator) -> Tensor:
-        """Token ids ``(batch, length)``: one caption of each example, some of them empty."""
-        count = self.first[chosen + 1] - self.first[chosen]
-        which = (torch.rand(len(chosen), generator=generator) * count).long()
-        ids = self.captions[self.first[chosen] + which]
-        dropped = torch.rand(len(chosen), generator=generator) < self.config.caption_dropout
-        return torch.where(dropped[:, None], self.nothing, ids)
-
-
-def _tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
-    return tokenizer(
-        captions,
-        padding="max_length",
-        max_length=tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
-    ).input_ids
-
 
 def train_text_to_image(
     data: Path,
@@ -169,6 +143,7 @@ def train_text_to_image(
     *,
     autoencoder: Path | None = None,
     architecture: Path | None = None,
+    text_encoder: Path | None = None,
     init: Path | None = None,
     image_size: int = 128,
     sample_every: int = 500,
@@ -178,6 +153,7 @@ def train_text_to_image(
     Args:
         autoencoder: folder of the first stage; with ``init``, the one in there by default.
         architecture: folder with ``unet.json``, ``text_encoder.json`` and ``scheduler.json``.
+        text_encoder: folder of one trained by itself (``train_text_encoder``) to start from.
         init: pipeline folder to start from instead of random weights.
 
     Raises:
@@ -191,6 +167,8 @@ def train_text_to_image(
     vae = AutoencoderKL.from_pretrained(autoencoder, dtype=torch.float32).eval()
     torch.manual_seed(config.seed)
     pipeline = continued_pipeline(init, vae) if init else new_pipeline(architecture, vae, config)
+    if text_encoder:
+        pipeline.text_encoder = CLIPTextModel.from_pretrained(text_encoder, dtype=torch.float32)
     trained_for = pipeline.scheduler.config.prediction_type
     if trained_for != config.prediction_type:
         raise ConfigError(
@@ -202,6 +180,8 @@ def train_text_to_image(
     networks = {"unet": recipe.unet, "text_encoder": recipe.text_encoder}
     parts = {name: network.config.to_dict() for name, network in networks.items()}
     settings = {"architecture": parts, "image_size": image_size, "init": init and str(init)}
+    if text_encoder:
+        settings["text_encoder"] = str(text_encoder)
     trainer = prepare(recipe, config, output, settings)
     prompts = [e.captions[0] for e in examples[:: max(1, len(examples) // SHEET)][:SHEET]]
     run_to_end(trainer, sample_every, lambda: draw_sheet(pipeline, prompts))
