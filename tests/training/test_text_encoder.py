@@ -91,10 +91,16 @@ def test_latents_have_to_match_the_pictures(pictures: Path, architecture: Path) 
         make(pictures, architecture, count=7)
 
 
+@pytest.mark.parametrize(("rate", "more"), [("1e-9", []), ("0.1", ["--freeze-text-encoder"])])
 def test_the_second_stage_starts_from_it(
-    pictures: Path, architecture: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    pictures: Path,
+    architecture: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    rate: str,
+    more: list[str],
 ) -> None:
-    """Both commands, as a user types them; a rate near zero keeps the start visible."""
+    """Both commands, as a user types them; a rate near zero, or freezing, keeps the start."""
     torch.manual_seed(0)
     settings = json.loads((architecture / "vae.json").read_text())
     AutoencoderKL.from_config(settings).save_pretrained(tmp_path / "vae")
@@ -106,7 +112,7 @@ def test_the_second_stage_starts_from_it(
     assert folder == tmp_path / "text" / "model"
     assert (tmp_path / "text" / "samples" / "step-00000002.png").exists()
     second = ["--steps", "1", "--output", str(tmp_path / "run"), "--sample-every", "0"]
-    second += ["--text-encoder", str(folder), "--learning-rate", "1e-9"]
+    second += ["--text-encoder", str(folder), "--learning-rate", rate, *more]
     assert main(["train", "text-to-image", *shared, *second]) == 0
     start = CLIPTextModel.from_pretrained(folder)
     end = CLIPTextModel.from_pretrained(tmp_path / "run" / "model" / "text_encoder")

@@ -139,6 +139,9 @@ def text_to_image(
     text_encoder: Annotated[
         Path | None, typer.Option(help="Folder of a text encoder trained by itself.")
     ] = None,
+    freeze_text_encoder: Annotated[
+        bool, typer.Option("--freeze-text-encoder", help="Train the UNet alone.")
+    ] = False,
     init: Annotated[
         Path | None, typer.Option(help="Model folder to start from instead of noise.")
     ] = None,
@@ -169,6 +172,7 @@ def text_to_image(
         **_common(locals()),
         prediction_type=prediction_type,
         snr_gamma=snr_gamma or None,
+        freeze_text_encoder=freeze_text_encoder,
         caption_dropout=caption_dropout,
     )
     folder = train_text_to_image(

@@ -55,10 +55,12 @@ class TextToImageTraining(CaptionedTraining):
     Attributes:
         prediction_type: what the UNet answers: ``epsilon``, ``v_prediction`` or ``sample``.
         snr_gamma: cap of the min-SNR weighting; None weighs all noise levels alike.
+        freeze_text_encoder: train the UNet alone, as the paper does with a finished encoder.
     """
 
     prediction_type: str = "v_prediction"
     snr_gamma: float | None = 5.0
+    freeze_text_encoder: bool = False
 
     def validate(self) -> None:
         super().validate()
@@ -95,6 +97,7 @@ class TextToImageRecipe:
             )
         self.unet, self.text_encoder, self.config = unet, text_encoder, config
         self.modules: dict[str, nn.Module] = {"unet": unet, "text_encoder": text_encoder}
+        text_encoder.requires_grad_(not config.freeze_text_encoder)
         self.latents = latents
         self.captions = Captions(tokenizer, examples, config.caption_dropout)
         self.alpha_bar = torch.tensor(alphas_cumprod(noise), dtype=torch.float32)
