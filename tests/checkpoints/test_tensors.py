@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sfumato.checkpoints import pickles as pickles_module
+from sfumato.checkpoints import tensors as tensors_module
 from sfumato.checkpoints.header import read_header
+from sfumato.checkpoints.pickles import read_pickle
 from sfumato.checkpoints.tensors import is_finite, read_safetensors, save_safetensors
-from sfumato.errors import InputError
+from sfumato.errors import CheckpointError, InputError
 from tests.faults.hostile_files import entry, safetensors_bytes
 
 DTYPES = [
@@ -131,7 +134,41 @@ def test_a_tensor_that_is_not_aligned_in_its_file_is_read(tmp_path: Path) -> Non
     numbers = torch.randn(5)
     header = {"a": entry(0, 3, [3], "U8"), "z": entry(3, 23)}
     path.write_bytes(safetensors_bytes(header, b"\1\2\3" + numbers.numpy().tobytes()))
-    assert torch.equal(read_safetensors(path)["z"], numbers)
+    for mmap in (True, False):
+        assert torch.equal(read_safetensors(path, mmap=mmap)["z"], numbers)
+
+
+def test_a_mapped_tensor_takes_nothing_else_of_its_file_along(tmp_path: Path) -> None:
+    tensors = {"large": torch.zeros(1 << 16), "small": torch.ones(3, 2), "none": torch.ones(0, 4)}
+    save_safetensors(tensors, tmp_path / "m.safetensors")
+    torch.save(tensors, tmp_path / "m.pt")
+    for loaded in (
+        read_safetensors(tmp_path / "m.safetensors", mmap=True),
+        read_pickle(tmp_path / "m.pt", mmap=True),
+    ):
+        assert loaded["small"].untyped_storage().nbytes() == 24
+        assert torch.equal(loaded["small"], tensors["small"])
+        assert loaded["none"].shape == (0, 4)
+        loaded["small"].fill_(5)  # in memory alone
+    assert torch.equal(read_safetensors(tmp_path / "m.safetensors")["small"], tensors["small"])
+    assert torch.equal(read_pickle(tmp_path / "m.pt")["small"], tensors["small"])
+
+
+def test_large_files_are_checked_for_nan_by_default_when_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensors_module, "CHECK_MAPPED_BELOW", 1000)
+    monkeypatch.setattr(pickles_module, "CHECK_MAPPED_BELOW", 1000)
+    tensors = {"bad": torch.full((500,), float("nan"))}
+    save_safetensors(tensors, tmp_path / "m.safetensors")
+    torch.save(tensors, tmp_path / "m.pt")
+    for read, name in ((read_safetensors, "m.safetensors"), (read_pickle, "m.pt")):
+        assert read(tmp_path / name, mmap=True)["bad"].isnan().all()
+        with pytest.raises(CheckpointError, match="'bad' holds 500 NaN"):
+            read(tmp_path / name, mmap=True, check_finite=True)
+        for options in ({"mmap": False}, {"mmap": True, "dtype": torch.float16}):
+            with pytest.raises(CheckpointError, match="'bad' holds 500 NaN"):
+                read(tmp_path / name, **options)
 
 
 @pytest.mark.parametrize("dtype", [d for d in DTYPES if d.is_floating_point])

@@ -98,12 +98,15 @@ def write_json(
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in table:
+    table = dict(pairs)
+    if len(table) == len(pairs):
+        return table
+    seen: set[str] = set()
+    for key, _ in pairs:
+        if key in seen:
             escaped = re.escape(json.dumps(key, ensure_ascii=False))
             raise _Strict(f"the key {key[:80]!r} appears twice", rf"{escaped}\s*:(?s:.*){escaped}")
-        table[key] = value
+        seen.add(key)
     return table
 
 

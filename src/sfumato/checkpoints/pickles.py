@@ -7,7 +7,6 @@ programs beside the weights (callbacks, configurations, optimizers) do no harm a
 
 from __future__ import annotations
 
-import mmap as mmap_module
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -16,13 +15,14 @@ from typing import Any, BinaryIO
 import torch
 
 from sfumato.checkpoints.files import open_regular, shown
-from sfumato.checkpoints.header import DTYPE_BITS
+from sfumato.checkpoints.mapping import MappedFile
 from sfumato.checkpoints.tensors import (
-    CHECK_FINITE_BELOW,
+    CHECK_MAPPED_BELOW,
     MAP_FROM_BYTES,
     TORCH_DTYPES,
     cast,
     require_finite,
+    stay,
 )
 from sfumato.checkpoints.torch_file import (
     TorchFile,
@@ -121,10 +121,11 @@ def load_tensors(
     for name, tensor in tensors.items():
         check_stored(file, name, tensor)
     mmap = file.size >= MAP_FROM_BYTES if mmap is None else mmap
-    check_finite = file.size < CHECK_FINITE_BELOW if check_finite is None else check_finite
-    stays = dtype is None or all(TORCH_DTYPES[t.dtype] == dtype for t in tensors.values())
+    mapped = mmap and stay((t.dtype for t in tensors.values()), dtype)
+    if check_finite is None:
+        check_finite = not mapped or file.size < CHECK_MAPPED_BELOW
     result = {}
-    with open_regular(file.path) as handle, _Storages(file, handle, mmap and stays) as storages:
+    with open_regular(file.path) as handle, _Storages(file, handle, mapped) as storages:
         storages.expect(t.storage.key for t in tensors.values())
         for name, stored in tensors.items():
             tensor = storages.view(stored)
@@ -135,49 +136,44 @@ def load_tensors(
 
 
 class _Storages:
-    """The storages of an open file as bytes: mapped, or read and kept until their last use."""
+    """The storages of an open file: mapped, or read and kept until their last use."""
 
-    def __init__(self, file: TorchFile, handle: BinaryIO, mmap: bool) -> None:
+    def __init__(self, file: TorchFile, handle: BinaryIO, mapped: bool) -> None:
         self.file, self.handle = file, handle
         self.uses: Counter[str] = Counter()
-        self.read: dict[str, torch.Tensor] = {}
-        self.mapped: torch.Tensor | None = None
-        if mmap:
-            private = mmap_module.mmap(handle.fileno(), 0, access=mmap_module.ACCESS_COPY)
-            self.mapped = torch.frombuffer(private, dtype=torch.uint8)
+        self.kept: dict[str, torch.Tensor] = {}
+        self.pages = MappedFile(handle, file.path) if mapped else None
 
     def __enter__(self) -> _Storages:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.read.clear()
+        self.kept.clear()
 
     def expect(self, keys: Iterable[str]) -> None:
         self.uses.update(keys)
 
     def view(self, tensor: StoredTensor) -> torch.Tensor:
         key = tensor.storage.key
-        raw = self._bytes(key, DTYPE_BITS[tensor.dtype] // 8)
+        if key not in self.kept:
+            self.kept[key] = self._numbers(key, TORCH_DTYPES[tensor.storage.dtype])
+        numbers = self.kept[key]
         self.uses[key] -= 1
         if not self.uses[key]:
-            self.read.pop(key, None)
-        if not raw.numel():
-            return torch.empty(tensor.shape, dtype=TORCH_DTYPES[tensor.dtype])
-        numbers = raw.view(TORCH_DTYPES[tensor.dtype])
-        return numbers.as_strided(
-            tensor.shape, tensor.stride, numbers.storage_offset() + tensor.offset
-        )
+            del self.kept[key]
+        dtype = TORCH_DTYPES[tensor.dtype]
+        if not numbers.numel():
+            return torch.empty(tensor.shape, dtype=dtype)
+        return numbers.view(dtype).as_strided(tensor.shape, tensor.stride, tensor.offset)
 
-    def _bytes(self, key: str, width: int) -> torch.Tensor:
+    def _numbers(self, key: str, dtype: torch.dtype) -> torch.Tensor:
         start, length = self.file.places[key]
-        if self.mapped is not None and start % width == 0 and start + length <= len(self.mapped):
-            return self.mapped[start : start + length]
-        if key not in self.read:
-            raw = torch.empty(length, dtype=torch.uint8)
-            self.handle.seek(start)
-            if length and self.handle.readinto(raw.numpy()) != length:  # type: ignore[attr-defined]
-                raise CheckpointError(
-                    f"{shown(self.file.path)} changed while it was read.", hint="Try again."
-                )
-            self.read[key] = raw
-        return self.read[key]
+        if self.pages is not None:
+            return self.pages.numbers(start, length, dtype)
+        raw = torch.empty(length, dtype=torch.uint8)
+        self.handle.seek(start)
+        if length and self.handle.readinto(raw.numpy()) != length:  # type: ignore[attr-defined]
+            raise CheckpointError(
+                f"{shown(self.file.path)} changed while it was read.", hint="Try again."
+            )
+        return raw.view(dtype)

@@ -8,7 +8,7 @@ and a list of merges; ``</w>`` at the end of a token marks the end of a word.
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -50,17 +50,25 @@ class Vocabulary:
         _check_ids(self.tokens)
         if not _is_unicode("".join(self.tokens)):
             raise TokenizerError("A token is not valid Unicode.", hint=_BAD_FILE_HINT)
-        for left, right in self.merges:
-            for token in (left, right, left + right):
-                if token not in self.tokens:
-                    raise TokenizerError(
-                        f"The merge {left[:40]!r} + {right[:40]!r} needs the token {token[:40]!r}, "
-                        "which is not in the vocabulary.",
-                        hint="vocab.json and merges.txt have to come from the same tokenizer.",
-                    )
+        needed = {part for pair in self.merges for part in (*pair, "".join(pair))}
+        if not needed <= self.tokens.keys():
+            raise _missing(self.tokens, self.merges)
+
+
+def _missing(tokens: dict[str, int], merges: list[tuple[str, str]]) -> TokenizerError:
+    """The error for the first merge with a part that is no token."""
+    parts = ((*pair, part) for pair in merges for part in (*pair, "".join(pair)))
+    left, right, token = next(found for found in parts if found[2] not in tokens)
+    return TokenizerError(
+        f"The merge {left[:40]!r} + {right[:40]!r} needs the token {token[:40]!r}, "
+        "which is not in the vocabulary.",
+        hint="vocab.json and merges.txt have to come from the same tokenizer.",
+    )
 
 
 def _check_ids(tokens: dict[str, int]) -> None:
+    if {*map(type, tokens.values())} == {int} and {*tokens.values()} == {*range(len(tokens))}:
+        return
     free = bytearray(len(tokens))
     for token, index in tokens.items():
         if type(index) is not int or not 0 <= index < len(tokens) or free[index]:
@@ -99,7 +107,7 @@ def shipped_vocabulary() -> Vocabulary:
     ``<|startoftext|>`` (49406) and ``<|endoftext|>`` (49407).
     """
     packed = (files("sfumato") / "assets" / "clip_vocab.txt.gz").read_bytes()
-    merges = list(_merges_of_text(gzip.decompress(packed).decode("utf-8"), "clip_vocab.txt.gz"))
+    merges = _merges_of_text(gzip.decompress(packed).decode("utf-8"), "clip_vocab.txt.gz")
     characters = byte_characters()
     tokens = [*characters, *(c + "</w>" for c in characters)]
     tokens += [left + right for left, right in merges]
@@ -114,7 +122,7 @@ def read_vocab_and_merges(vocab_file: Path, merges_file: Path) -> Vocabulary:
         TokenizerError: when a file is too large, not what its name says, or they do not fit.
     """
     tokens = read_json_object(vocab_file)
-    return Vocabulary(tokens, list(_merges_of_text(_read_text(merges_file), merges_file.name)))
+    return Vocabulary(tokens, _merges_of_text(_read_text(merges_file), merges_file.name))
 
 
 def read_tokenizer_json(file: Path) -> tuple[Vocabulary, list[dict[str, Any]]]:
@@ -162,21 +170,19 @@ def merges_as_text(merges: Iterable[tuple[str, str]]) -> str:
     return "#version: 0.2\n" + "".join(f"{left} {right}\n" for left, right in merges)
 
 
-def _merges_of_text(text: str, name: str) -> Iterator[tuple[str, str]]:
+def _merges_of_text(text: str, name: str) -> list[tuple[str, str]]:
+    """The pairs in a ``merges.txt``, each once."""
     lines = text.strip().split("\n")
     header = 1 if "#version" in lines[0] else 0
-    seen: set[tuple[str, str]] = set()
-    for number, line in enumerate(lines[header : header + MAX_MERGES_IN_TEXT], start=header + 1):
-        pair = tuple(line.split())
+    pairs = [tuple(line.split()) for line in lines[header : header + MAX_MERGES_IN_TEXT]]
+    for number, pair in enumerate(pairs, start=header):
         if len(pair) != 2:
             raise TokenizerError(
-                f"Line {number} of {name} has to be two tokens with a space between them but is "
-                f"{line[:40]!r}.",
+                f"Line {number + 1} of {name} has to be two tokens with a space between them but "
+                f"is {lines[number][:40]!r}.",
                 hint=_BAD_FILE_HINT,
             )
-        if pair not in seen:
-            seen.add(pair)
-            yield pair
+    return list(dict.fromkeys(pairs))
 
 
 def _read_text(file: Path) -> str:

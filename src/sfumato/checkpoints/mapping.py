@@ -1,0 +1,51 @@
+"""A file of numbers in memory without being copied: tensors on the pages of the file itself.
+
+The mapping is private, so writing to a tensor changes that page in memory and never the file. It
+lives as long as one of its tensors does.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+
+from sfumato.checkpoints.files import shown
+from sfumato.errors import CheckpointError
+
+
+class MappedFile:
+    """An open file, mapped as a whole."""
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        """Map it; ``path`` is for messages.
+
+        Raises:
+            CheckpointError: the system refuses.
+        """
+        try:
+            self._pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{shown(path)} cannot be mapped: {error}.",
+                hint="Pass `disable_mmap=True` to read it into memory.",
+            ) from error
+        if len(self._pages) != os.fstat(file.fileno()).st_size:
+            raise CheckpointError(f"{shown(path)} changed while it was read.", hint="Try again.")
+
+    def numbers(self, start: int, length: int, dtype: torch.dtype) -> torch.Tensor:
+        """``length`` bytes from position ``start`` on as one row of numbers.
+
+        Each row has a storage of its own size, so saving or sharing it takes no more of the file
+        along. Numbers that do not lie on a multiple of their size are copied.
+        """
+        if length == 0:
+            return torch.empty(0, dtype=dtype)
+        if start % dtype.itemsize:
+            raw = torch.frombuffer(self._pages, dtype=torch.uint8, count=length, offset=start)
+            return raw.clone().view(dtype)
+        count = length // dtype.itemsize
+        return torch.frombuffer(self._pages, dtype=dtype, count=count, offset=start)
