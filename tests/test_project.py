@@ -128,7 +128,7 @@ def test_the_networks_open_no_file() -> None:
 
 
 def test_the_network_is_reached_for_hub_names_alone() -> None:
-    allowed = {"checkpoints/hub.py", "checkpoints/original/addresses.py"}
+    allowed = {"checkpoints/hub.py"}
     for path in MODULES:
         names = {name for name in imports(path) if not name.startswith("urllib.parse")}
         reached = {name.split(".")[0] for name in names} & NETWORK

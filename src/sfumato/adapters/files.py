@@ -1,4 +1,4 @@
-"""Finding and reading a file of adapters: a path, a folder, or a dictionary of tensors."""
+"""Reading a file of adapters: by path, from a folder or the hub, or a dictionary of tensors."""
 
 from __future__ import annotations
 
@@ -11,21 +11,26 @@ from typing import Any
 from torch import Tensor
 
 from sfumato.checkpoints.arguments import reject_unknown, without_hub_keywords
-from sfumato.checkpoints.files import checked_path, is_regular, shown
+from sfumato.checkpoints.files import is_regular, shown
+from sfumato.checkpoints.find_file import Wanted, find_file
 from sfumato.checkpoints.header import read_header
+from sfumato.checkpoints.hub_names import take_hub_options
 from sfumato.checkpoints.jsonfile import parse_json, read_json
 from sfumato.checkpoints.pickles import read_pickle
 from sfumato.checkpoints.tensors import read_safetensors
-from sfumato.errors import AdapterError, ConfigError, InputError, ModelNotFoundError
+from sfumato.errors import AdapterError, ConfigError
 
 #: Where a safetensors file's metadata keeps PEFT's configuration, as JSON.
 METADATA_KEY = "lora_adapter_metadata"
 
 WEIGHT_NAME = "pytorch_lora_weights"
-_DEFAULT_NAMES = (WEIGHT_NAME, "adapter_model")
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-#: Files of a training run that are no adapters.
-_NOT_ADAPTERS = ("scheduler", "optimizer", "checkpoint", "random_states")
+_PEFT_NAME = "adapter_model"
+_PEFT_CONFIG = "adapter_config.json"
+_WANTED = Wanted(
+    stems=(WEIGHT_NAME, _PEFT_NAME),
+    others=("scheduler", "optimizer", "checkpoint", "random_states"),  # of a training run
+    beside=(_PEFT_CONFIG,),
+)
 
 
 @dataclass(frozen=True)
@@ -48,18 +53,22 @@ def read_adapter_file(
     """Read a file of adapters; every check of `sfumato.checkpoints` is made.
 
     Args:
-        source: a file, a folder with one, or the tensors themselves.
+        source: a file, a folder with one, the name of a model on the hub (``owner/name``), the
+            address of a file there, or the tensors themselves.
         weight_name: the file's name in the folder; default ``pytorch_lora_weights.safetensors``,
             then PEFT's ``adapter_model.safetensors``, then the only file there is.
         subfolder: a folder in the folder.
         use_safetensors: None prefers safetensors, True insists on them, False reads pickles.
-        kwargs: keywords about downloading, which have no effect.
+        kwargs: how to ask the hub: ``revision``, ``cache_dir``, ``token``, ``proxies``,
+            ``force_download``, ``local_files_only``.
 
     Raises:
         ModelNotFoundError: (an ``OSError`` and ``ValueError``) there is no such file.
+        HubError: (an ``OSError``) the hub cannot be reached, or refuses.
         CheckpointError: (an ``OSError``) the file is damaged or unsafe.
         AdapterError: (also a ``ValueError``) it holds no tensors.
     """
+    hub = take_hub_options(kwargs)
     kwargs = without_hub_keywords(kwargs)
     reject_unknown("load_lora_weights()", kwargs, {"weight_name", "subfolder", "use_safetensors"})
     if isinstance(source, Mapping):
@@ -67,60 +76,18 @@ def read_adapter_file(
             if not isinstance(key, str) or not isinstance(tensor, Tensor):
                 raise AdapterError(f"{str(key)[:80]!r} in the state dict is no tensor with a name.")
         return AdapterFile(dict(source))
-    path = _find_file(checked_path(source), weight_name, subfolder, use_safetensors)
-    if path.suffix in _PICKLES:
+    path = find_file(
+        source,
+        _WANTED,
+        hub,
+        weight_name=weight_name,
+        subfolder=subfolder,
+        use_safetensors=use_safetensors,
+    )
+    if path.suffix in _WANTED.pickles:
         return AdapterFile(read_pickle(path), _peft_config(path), shown(path))
     metadata = _metadata(read_header(path).metadata, shown(path)) or _peft_config(path)
     return AdapterFile(read_safetensors(path), metadata, shown(path))
-
-
-def _find_file(
-    path: Path, weight_name: str | None, subfolder: str | None, use_safetensors: bool | None
-) -> Path:
-    if is_regular(path):
-        return path
-    try:
-        is_folder = path.is_dir()
-    except OSError:
-        is_folder = False
-    if not is_folder:
-        raise ModelNotFoundError(f"There is no file or folder {shown(path)} on this machine.")
-    folder = path
-    for part in (subfolder, weight_name):
-        if part is not None and (".." in Path(part).parts or checked_path(part).is_absolute()):
-            raise InputError(f"{shown(part)} is no name of something in {shown(path)}.")
-    folder = path / subfolder if subfolder else path
-    if weight_name is not None:
-        if not is_regular(folder / weight_name):
-            raise ModelNotFoundError(f"{shown(folder)} has no file {shown(weight_name)}.")
-        return folder / weight_name
-    endings = {None: (".safetensors", *_PICKLES), True: (".safetensors",), False: _PICKLES}
-    for ending in endings[use_safetensors]:
-        for name in _DEFAULT_NAMES:
-            if is_regular(folder / f"{name}{ending}"):
-                return folder / f"{name}{ending}"
-    return _only_file(folder, endings[use_safetensors])
-
-
-def _only_file(folder: Path, endings: tuple[str, ...]) -> Path:
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    for kinds in (endings[:1], endings[1:]):
-        there = [
-            file
-            for file in files
-            if file.suffix in kinds
-            and not any(word in file.name for word in _NOT_ADAPTERS)
-            and is_regular(file)
-        ]
-        if len(there) > 1:
-            names = ", ".join(file.name[:80] for file in there[:5])
-            raise ModelNotFoundError(
-                f"{shown(folder)} has several files: {names}.",
-                hint="Say which with `weight_name`.",
-            )
-        if there:
-            return there[0]
-    raise ModelNotFoundError(f"{shown(folder)} has no file that ends in {' or '.join(endings)}.")
 
 
 def _metadata(texts: Mapping[str, str], where: str) -> dict[str, Any]:
@@ -135,8 +102,8 @@ def _metadata(texts: Mapping[str, str], where: str) -> dict[str, Any]:
 
 def _peft_config(path: Path) -> dict[str, Any]:
     """The configuration beside a file saved by PEFT itself."""
-    config = path.with_name("adapter_config.json")
-    if path.stem != "adapter_model" or not is_regular(config):
+    config = path.with_name(_PEFT_CONFIG)
+    if path.stem != _PEFT_NAME or not is_regular(config):
         return {}
     return read_json(config)
 

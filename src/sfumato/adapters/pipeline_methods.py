@@ -46,10 +46,11 @@ class StableDiffusionLoraLoaderMixin:
         the file that cannot be used are logged one by one.
 
         Args:
-            pretrained_model_name_or_path_or_dict: a file, a folder with one, or the tensors.
+            pretrained_model_name_or_path_or_dict: a file, a folder with one, a name on the hub
+                (``owner/name``), or the tensors.
             adapter_name: default ``default_0``, ``default_1``, ...
             hotswap: take the place of the adapter of that name, and act as it did.
-            kwargs: ``weight_name``, ``subfolder`` and ``use_safetensors``, see
+            kwargs: ``weight_name``, ``subfolder``, ``use_safetensors``, and how to ask the hub; see
                 `sfumato.adapters.files.read_adapter_file`.
 
         Raises:

@@ -21,10 +21,12 @@ from sfumato.checkpoints.atomic import atomic_directory
 from sfumato.checkpoints.classes import class_entry, find_class
 from sfumato.checkpoints.files import checked_path, require_inside, shown
 from sfumato.checkpoints.folders import DIFFUSERS_VERSION, load_model
+from sfumato.checkpoints.hub import HubModel
+from sfumato.checkpoints.hub_files import joined, network_files, tokenizer_files
 from sfumato.checkpoints.jsonfile import write_json
 from sfumato.checkpoints.model_index import INDEX_NAME, ModelIndex
 from sfumato.checkpoints.places import subfolder_of
-from sfumato.checkpoints.weight_files import check_variant, obsolete_weights
+from sfumato.checkpoints.weight_files import base_names, check_variant, obsolete_weights
 from sfumato.errors import ConfigError, did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -64,6 +66,33 @@ def load_component(index: ModelIndex, name: str, **options: Any) -> Any:
         "Loaded %s as %s from `%s` subfolder of %s.", name, kind, name, ascii(str(index.root))[1:-1]
     )
     return component
+
+
+def files_of_component(
+    model: HubModel,
+    name: str,
+    component_class: type[Any],
+    *,
+    variant: str | None = None,
+    use_safetensors: bool | None = None,
+) -> list[str]:
+    """The files that `load_component` needs of a model on the hub.
+
+    Raises:
+        SfumatoError: one of them is not there.
+    """
+    if issubclass(component_class, nn.Module):
+        return network_files(
+            model,
+            name,
+            base_names(component_class),
+            variant=variant,
+            use_safetensors=use_safetensors,
+            fall_back=True,
+        )
+    if hasattr(component_class, "config_name"):
+        return [joined(name, component_class.config_name)]
+    return tokenizer_files(model, name)
 
 
 def save_components(

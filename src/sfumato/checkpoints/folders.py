@@ -27,6 +27,9 @@ from sfumato.checkpoints.atomic import atomic_directory
 from sfumato.checkpoints.files import checked_path, shown
 from sfumato.checkpoints.fitting import assign, build_without_memory, check_fit
 from sfumato.checkpoints.header import read_header
+from sfumato.checkpoints.hub import local_copy
+from sfumato.checkpoints.hub_files import network_files
+from sfumato.checkpoints.hub_names import take_hub_options
 from sfumato.checkpoints.jsonfile import write_json
 from sfumato.checkpoints.pickles import read_pickle
 from sfumato.checkpoints.places import model_root, read_config, subfolder_of
@@ -67,11 +70,11 @@ def load_model(
     root: Path | None = None,
     **kwargs: Any,
 ) -> ModelT:
-    """Load a network from a folder, in eval mode.
+    """Load a network from a folder or the hub, in eval mode.
 
     Args:
         model_class: a subclass of `ModelMixin`.
-        path: the folder.
+        path: the folder, or a name on the hub.
         subfolder: a folder in it.
         torch_dtype, dtype: the type of the parameters, default float32; ``"auto"`` keeps that of
             the file. When it is the file's own, large files are mapped rather than copied.
@@ -83,10 +86,12 @@ def load_model(
             be written to in place while the network is in use.
         variant_fallback: take the plain files when there are none of the variant.
         root: the folder that no link may leave; default ``path``.
-        kwargs: fields of the configuration to override.
+        kwargs: fields of the configuration to override; and how to ask the hub, see
+            `sfumato.checkpoints.hub_names.HubOptions`.
 
     Raises:
         ModelNotFoundError: (``OSError`` and ``ValueError``) no such folder, or no weights in it.
+        HubError: (an ``OSError``) the hub cannot be reached, or refuses.
         ConfigError: (a ``ValueError``) config.json is wrong.
         CheckpointError: (an ``OSError``) a file is damaged, unsafe, or does not fit the network.
         InputError: (a ``ValueError``) arguments are wrong or contradict each other.
@@ -94,9 +99,19 @@ def load_model(
     """
     wanted = chosen_dtype(torch_dtype, dtype)
     check_variant(variant)
+    hub = take_hub_options(kwargs)
+    overrides = _overrides(model_class, kwargs)
+    needed = partial(
+        network_files,
+        folder=subfolder,
+        bases=base_names(model_class),
+        variant=variant,
+        use_safetensors=use_safetensors,
+        fall_back=variant_fallback,
+    )
+    path = local_copy(path, hub, needed)
     root = model_root(path) if root is None else root
     folder = subfolder_of(root, path, subfolder)
-    overrides = _overrides(model_class, kwargs)
     values = read_config(folder, "config.json", root)
     check_class(values, model_class, folder / "config.json")
     config = model_class.config_class.from_dict({**values, **overrides})  # type: ignore[attr-defined]
@@ -223,8 +238,8 @@ def _read_all(
 
 
 def state_to_save(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What to save: parameters and buffers, without the copies that fused projections keep."""
-    state = model.state_dict()
+    """What to save: a network's own parameters and buffers, no copies for fused projections."""
+    state = getattr(model, "own_state", model.state_dict)()
     return {k: v for k, v in state.items() if ".to_qkv." not in k and ".to_kv." not in k}
 
 
@@ -250,7 +265,7 @@ def _index_of(shards: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, Any
 
 def _config_to_write(model: Any) -> dict[str, Any]:
     """The configuration with the class name where diffusers, or transformers, looks for it."""
-    values = model.config.to_dict()
+    values = getattr(model, "own_config", model.config).to_dict()
     if hasattr(model, "weights_name"):
         return {"architectures": [type(model).__name__], **values}
     return {

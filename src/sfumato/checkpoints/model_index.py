@@ -13,6 +13,8 @@ from sfumato.checkpoints.places import model_root, read_config
 from sfumato.errors import ConfigError
 
 INDEX_NAME = "model_index.json"
+#: A file of the command's own: how to draw with the model where nothing else is said.
+DEFAULTS_NAME = "generation.json"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,20 @@ class WeightFiles:
     safe: bool
     weight_map: Mapping[str, str] | None = None
     variant: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WeightChoice:
+    """The file to begin with: the weights themselves, or the index of their shards."""
+
+    name: str
+    safe: bool
+    variant: str | None
+
+    @property
+    def is_index(self) -> bool:
+        """Whether it is an index."""
+        return self.name.endswith(".json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,26 +136,54 @@ def find_weights(
         ModelNotFoundError: when there are no such files; the message says what there is.
         CheckpointError: when an index names files that are missing or outside the folder.
     """
+    root = folder if root is None else root
+    choice = choose_weights(
+        [path.name for path in folder.iterdir() if is_regular(path)],
+        f"The folder {shown(folder)}",
+        bases,
+        variant=variant,
+        use_safetensors=use_safetensors,
+        fall_back=fall_back,
+    )
+    if choice.variant != variant:
+        logger.warning(
+            "%s has no files of the variant '%s'; the plain ones are loaded.",
+            shown(folder),
+            variant,
+        )
+    path = require_inside(folder / choice.name, root)
+    if choice.is_index:
+        return _from_index(path, choice, root)
+    return WeightFiles(paths=(path,), safe=choice.safe, variant=choice.variant)
+
+
+def choose_weights(
+    names: Collection[str],
+    where: str,
+    bases: Mapping[bool, str],
+    *,
+    variant: str | None = None,
+    use_safetensors: bool | None = None,
+    fall_back: bool = False,
+) -> WeightChoice:
+    """Choose among the names of a folder's files; arguments as of `find_weights`.
+
+    Raises:
+        ModelNotFoundError: there is none to choose; ``where`` names the folder in the message.
+    """
     check_variant(variant)
     formats = (True, False) if use_safetensors is None else (bool(use_safetensors),)
-    wanted = (variant, None) if fall_back and variant is not None else (variant,)
-    for kind in wanted:
+    for kind in (variant, None) if fall_back and variant is not None else (variant,):
         for safe in formats:
-            found = _find(folder, bases[safe], safe, kind, root or folder)
-            if found is not None:
-                if kind != variant:
-                    logger.warning(
-                        "%s has no files of the variant '%s'; the plain ones are loaded.",
-                        shown(folder),
-                        variant,
-                    )
-                return found
-    raise _nothing_found(folder, bases, variant, formats)
+            for name in _names(bases[safe], safe, kind):
+                if name in names:
+                    return WeightChoice(name, safe, kind)
+    raise _nothing_found(names, where, bases, variant, formats)
 
 
-def has_variant(folder: Path, bases: Mapping[bool, str], variant: str) -> bool:
-    """Whether the folder has files of the variant, in any format."""
-    return any(is_regular(folder / n) for s in (True, False) for n in _names(bases[s], s, variant))
+def has_variant(has: Callable[[str], bool], bases: Mapping[bool, str], variant: str) -> bool:
+    """Whether there are files of the variant, in any format; ``has`` knows a folder's names."""
+    return any(has(name) for safe in (True, False) for name in _names(bases[safe], safe, variant))
 
 
 def file_names(base: str, safe: bool, variant: str | None, count: int) -> list[str]:
@@ -216,49 +258,52 @@ def _names(base: str, safe: bool, variant: str | None) -> list[str]:
     return [name for name in names if name is not None]
 
 
-def _find(
-    folder: Path, base: str, safe: bool, variant: str | None, root: Path
-) -> WeightFiles | None:
-    for name in _names(base, safe, variant):
-        path = folder / name
-        if path.is_symlink() or is_regular(path):
-            require_inside(path, root)
-        if not is_regular(path):
-            continue
-        if name.endswith(".json"):
-            return _from_index(path, safe, variant, root)
-        return WeightFiles(paths=(path,), safe=safe, variant=variant)
-    return None
-
-
-def _from_index(index: Path, safe: bool, variant: str | None, root: Path) -> WeightFiles:
-    weight_map = read_json(index, max_bytes=MAX_INDEX_BYTES).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ConfigError(f"{shown(index)} has no `weight_map` from tensors to files.")
-    ending = f".{_ENDINGS[safe]}"
+def _from_index(index: Path, choice: WeightChoice, root: Path) -> WeightFiles:
+    weight_map = read_index(index, choice.safe)
     paths = []
-    for name in sorted({str(value) for value in weight_map.values()}):
-        if re.search(r"[/\\:\0]", name) or name.startswith(".") or not name.endswith(ending):
-            raise CheckpointError(
-                f"{shown(index)} names the file {name[:80]!r}, which is refused: a shard has to "
-                f"lie beside its index and end in {ending}."
-            )
+    for name in sorted(set(weight_map.values())):
         path = require_inside(index.with_name(name), root)
         if not is_regular(path):
             raise CheckpointError(
                 f"The shard {shown(path)} is missing.", hint="Fetch the whole folder again."
             )
         paths.append(path)
-    return WeightFiles(paths=tuple(paths), safe=safe, weight_map=weight_map, variant=variant)
+    return WeightFiles(
+        paths=tuple(paths), safe=choice.safe, weight_map=weight_map, variant=choice.variant
+    )
+
+
+def read_index(index: Path, safe: bool) -> dict[str, str]:
+    """Which tensor is in which shard, as an index says; the shards lie beside it.
+
+    Raises:
+        ConfigError: it is no index.
+        CheckpointError: it names what cannot be a shard.
+    """
+    weight_map = read_json(index, max_bytes=MAX_INDEX_BYTES).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ConfigError(f"{shown(index)} has no `weight_map` from tensors to files.")
+    ending = f".{_ENDINGS[safe]}"
+    for name in {str(value) for value in weight_map.values()}:
+        if re.search(r"[/\\:\0]", name) or name.startswith(".") or not name.endswith(ending):
+            raise CheckpointError(
+                f"{shown(index)} names the file {name[:80]!r}, which is refused: a shard has to "
+                f"lie beside its index and end in {ending}."
+            )
+    return {tensor: str(name) for tensor, name in weight_map.items()}
 
 
 def _nothing_found(
-    folder: Path, bases: Mapping[bool, str], variant: str | None, formats: tuple[bool, ...]
+    names: Collection[str],
+    where: str,
+    bases: Mapping[bool, str],
+    variant: str | None,
+    formats: tuple[bool, ...],
 ) -> ModelNotFoundError:
     wanted = " or ".join(f"`{file_names(bases[s], s, variant, 1)[0]}`" for s in formats)
-    message = f"The folder {shown(folder)} has no weights: no file named {wanted} found in it."
-    names = [parse_name(path.name) for path in sorted(folder.iterdir())]
-    there = [n for n in names if n is not None and n.family == bases[True]]
+    message = f"{where} has no weights: no file named {wanted} found in it."
+    parsed = map(parse_name, sorted(names))
+    there = [n for n in parsed if n is not None and n.family == bases[True]]
     variants = [n.variant for n in there if n.safe in formats and n.variant]
     hint = None
     if variant is None and variants:

@@ -16,6 +16,7 @@ from sfumato.assets import embedded_model_path
 from sfumato.checkpoints.files import is_regular, shown
 from sfumato.checkpoints.jsonfile import read_json
 from sfumato.checkpoints.metadata import MAX_SEED, Recipe
+from sfumato.checkpoints.model_index import DEFAULTS_NAME
 from sfumato.checkpoints.png import read_recipe
 from sfumato.errors import CheckpointError, ConfigError, ImageError, InputError
 from sfumato.pipelines.sampler_names import (
@@ -27,8 +28,7 @@ from sfumato.pipelines.sampler_names import (
 
 #: Used where neither the options nor the model say anything.
 BUILT_IN = {"steps": 20, "cfg_scale": 7.0}
-#: File in a model's folder with defaults for its pictures; any of these keys.
-DEFAULTS_FILE = "generation.json"
+#: Keys that a model's file of defaults may have.
 DEFAULT_KEYS = (
     "steps", "cfg_scale", "sampler", "schedule", "width", "height", "negative_prompt", "clip_skip",
     "guidance_rescale",
@@ -134,7 +134,7 @@ def _model_folder(model: Path) -> Path:
 
 
 def _model_defaults(folder: Path) -> dict[str, Any]:
-    path = folder / DEFAULTS_FILE
+    path = folder / DEFAULTS_NAME
     if not path.exists():
         return {}
     values = read_json(path)

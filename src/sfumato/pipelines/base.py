@@ -120,25 +120,41 @@ class DiffusionPipeline:
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
     ) -> Self:
-        """Load a pipeline from a folder in diffusers' layout.
+        """Load a pipeline from a folder in diffusers' layout, or from the Hugging Face Hub.
 
         Called on `DiffusionPipeline` itself, the folder's ``model_index.json`` decides the class.
 
         Args:
-            pretrained_model_name_or_path: the folder.
+            pretrained_model_name_or_path: the folder; or the name of a model on the hub
+                (``owner/name``), of which only the files that are needed are fetched. A folder of
+                the same spelling goes first, and no path is ever looked for on the hub.
             kwargs: ``torch_dtype`` or ``dtype`` (a `torch.dtype`, or a dict of them by component
                 name with ``default``); ``variant`` such as ``"fp16"``; ``use_safetensors``
                 (None prefers them, True insists on them); ``device_map`` (a device, or
-                ``"balanced"`` for the accelerator if there is one); and any component or setting
-                by name, such as ``safety_checker=None``.
+                ``"balanced"`` for the accelerator if there is one); any component or setting
+                by name, such as ``safety_checker=None``; and for the hub ``revision``,
+                ``cache_dir``, ``token``, ``proxies``, ``force_download``, ``local_files_only``.
 
         Raises:
+            ModelNotFoundError: (an ``OSError`` and ``ValueError``) there is no such folder, model
+                or revision, or a file is missing in it.
+            HubError: (an ``OSError``) the hub cannot be reached, or refuses.
+            MissingDependencyError: ``huggingface_hub`` is needed and not installed.
             CheckpointError: (an ``OSError``) files are missing or damaged.
             ConfigError: (a ``ValueError``) a configuration is wrong.
             InputError: (a ``ValueError``) arguments contradict each other, a component is
                 missing, or the variant does not exist.
         """
         return storage.load_pipeline(cls, pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def download(cls, pretrained_model_name: str | PathLike[str], **kwargs: Any) -> str:
+        """Fetch what `from_pretrained` with the same arguments would load, and load nothing.
+
+        Returns:
+            The folder that has it, in the cache of ``huggingface_hub``.
+        """
+        return storage.download_pipeline(cls, pretrained_model_name, **kwargs)
 
     def save_pretrained(
         self,

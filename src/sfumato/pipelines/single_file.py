@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 import torch
 
 from sfumato.checkpoints.arguments import chosen_dtype, reject_unknown, without_hub_keywords
-from sfumato.checkpoints.original.addresses import HUB_KEYWORDS, fetch, is_address
+from sfumato.checkpoints.hub import local_file
+from sfumato.checkpoints.hub_names import take_hub_options
 from sfumato.checkpoints.original.companions import (
     make_low_res_scheduler,
     make_scheduler,
@@ -56,9 +57,7 @@ def load_single_file(
     cls: type[PipelineT], path: str | PathLike[str] | Mapping[str, Any], **kwargs: Any
 ) -> PipelineT:
     """Load a pipeline from one file; ``from_single_file`` describes the arguments."""
-    hub = {name: kwargs.pop(name) for name in HUB_KEYWORDS if name in kwargs}
-    if is_address(path):
-        path = fetch(str(path), hub)
+    path = local_file(path, take_hub_options(kwargs))
     pipeline_class: Any = cls
     names, settings = pipeline_class._signature()
     given = {name: kwargs.pop(name) for name in names | settings if name in kwargs}

@@ -6,11 +6,10 @@ The reading and writing of each component is its own; this file decides which, a
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from os import PathLike
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -18,10 +17,21 @@ from torch import nn
 
 from sfumato.checkpoints.arguments import without_hub_keywords
 from sfumato.checkpoints.classes import class_entry, find_class
-from sfumato.checkpoints.components import load_component, save_components
-from sfumato.checkpoints.files import shown
+from sfumato.checkpoints.components import (
+    files_of_component,
+    load_component,
+    save_components,
+)
+from sfumato.checkpoints.files import is_regular, shown
 from sfumato.checkpoints.folders import DIFFUSERS_VERSION, read_config
-from sfumato.checkpoints.model_index import INDEX_NAME, ModelIndex, read_model_index
+from sfumato.checkpoints.hub import HubModel, open_model
+from sfumato.checkpoints.hub_names import hub_name, take_hub_options
+from sfumato.checkpoints.model_index import (
+    DEFAULTS_NAME,
+    INDEX_NAME,
+    ModelIndex,
+    read_model_index,
+)
 from sfumato.checkpoints.weight_files import base_names, check_variant, has_variant
 from sfumato.errors import ConfigError, InputError, ModelNotFoundError, did_you_mean
 from sfumato.pipelines import placement, repairs
@@ -58,20 +68,69 @@ class _Options:
         return self.dtype
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What a folder and the caller's keywords come to.
+
+    Attributes:
+        index: of the folder.
+        pipeline_class: the class to make.
+        given: components and settings from the caller.
+        classes: of the components to load, by name.
+    """
+
+    index: ModelIndex
+    pipeline_class: Any
+    given: Mapping[str, Any]
+    classes: Mapping[str, type[Any]]
+
+
 def load_pipeline(cls: type[PipelineT], path: str | PathLike[str], **kwargs: Any) -> PipelineT:
     """Load a pipeline; `DiffusionPipeline.from_pretrained` describes the arguments."""
+    device = _mapped_device(kwargs.pop("device_map", None))
+    plan, options = _prepare(cls, path, kwargs)
+    names, settings = plan.pipeline_class._signature()
+    loaded = {name: _load(plan.index, name, options, plan.pipeline_class) for name in plan.classes}
+    said = {k: v for k, v in plan.index.settings.items() if k in settings}
+    pipeline = plan.pipeline_class(**{**dict.fromkeys(names), **said, **loaded, **plan.given})
+    pipeline.register_to_config(_name_or_path=str(path))
+    return pipeline if device is None else pipeline.to(device)
+
+
+def download_pipeline(cls: type[Any], path: str | PathLike[str], **kwargs: Any) -> str:
+    """Fetch what `load_pipeline` would load; the folder that has it."""
+    kwargs.pop("device_map", None)
+    return str(_prepare(cls, path, kwargs)[0].index.root)
+
+
+def _prepare(
+    cls: type[Any], path: str | PathLike[str], kwargs: dict[str, Any]
+) -> tuple[_Plan, _Options]:
+    """Decide what to load, and fetch it where the path is a name on the hub."""
     options = _Options(
         dtype=placement.one_dtype(kwargs.pop("torch_dtype", None), kwargs.pop("dtype", None)),
         variant=kwargs.pop("variant", None),
         use_safetensors=kwargs.pop("use_safetensors", None),
     )
-    device = _mapped_device(kwargs.pop("device_map", None))
-    index = read_model_index(path)
+    hub, name = take_hub_options(kwargs), hub_name(path)
+    if name is None:
+        index = read_model_index(path)
+        plan = _plan(cls, index, kwargs)
+        _check_variant(lambda file: is_regular(index.root / file), plan.classes, options.variant)
+        return plan, options
+    without_hub_keywords(kwargs)  # refuses what is refused before anything is fetched
+    model = open_model(name, hub)
+    plan = _plan(cls, read_model_index(model.get(INDEX_NAME).parent), kwargs)
+    _check_variant(model.has, plan.classes, options.variant)
+    _fetch(model, plan, options)
+    return plan, options
+
+
+def _plan(cls: type[Any], index: ModelIndex, kwargs: dict[str, Any]) -> _Plan:
     pipeline_class: Any = _pipeline_class(cls, index)
     names, settings = pipeline_class._signature()
     given = {name: kwargs.pop(name) for name in names | settings if name in kwargs}
     _warn_of_unused(pipeline_class, without_hub_keywords(kwargs), names | settings)
-
     optional = set(pipeline_class._optional_components)
     if missing := names - optional - set(given) - set(index.components):
         raise InputError(
@@ -79,17 +138,32 @@ def load_pipeline(cls: type[PipelineT], path: str | PathLike[str], **kwargs: Any
             f" {sorted(names & {*given, *index.components})} were passed.",
             hint=f"Pass {', '.join(sorted(missing))} as keyword arguments.",
         )
-    entries = {
-        name: entry
+    where = shown(index.root / INDEX_NAME)
+    classes = {
+        name: find_class(str(entry[1]), f"`{name}` in {where}")
         for name, entry in index.components.items()
         if name in names and name not in given and entry != (None, None)
     }
-    _check_variant(index.root, entries, options.variant)
-    loaded = {name: _load(index, name, options, name in optional) for name in entries}
-    arguments = {k: v for k, v in index.settings.items() if k in settings} | loaded | given
-    pipeline = pipeline_class(**{**dict.fromkeys(names), **arguments})
-    pipeline.register_to_config(_name_or_path=str(path))
-    return pipeline if device is None else pipeline.to(device)
+    return _Plan(index=index, pipeline_class=pipeline_class, given=given, classes=classes)
+
+
+def _fetch(model: HubModel, plan: _Plan, options: _Options) -> None:
+    """Fetch the files of the components to load, once it is known that all are there."""
+    files = [INDEX_NAME]
+    for name, component_class in plan.classes.items():
+        try:
+            files += files_of_component(
+                model,
+                name,
+                component_class,
+                variant=options.variant,
+                use_safetensors=options.use_safetensors,
+            )
+        except ModelNotFoundError as error:
+            raise _with_way_out(error, plan.pipeline_class, name) from None
+    if model.has(DEFAULTS_NAME):
+        files.append(DEFAULTS_NAME)
+    model.fetch(files)
 
 
 def _mapped_device(device_map: Any) -> torch.device | None:
@@ -129,25 +203,24 @@ def _warn_of_unused(cls: type[Any], unused: Mapping[str, Any], known: set[str]) 
 
 
 def _check_variant(
-    root: Path, entries: Mapping[str, tuple[str | None, str | None]], variant: str | None
+    has: Callable[[str], bool], classes: Mapping[str, type[Any]], variant: str | None
 ) -> None:
-    """Raise when no network of the folder has files of the variant."""
+    """Raise when no network of the model has files of the variant; ``has`` knows its paths."""
     check_variant(variant)
-    if variant is None:
-        return
-    classes = {name: find_class(str(entry[1]), name) for name, entry in entries.items()}
     networks = {name: c for name, c in classes.items() if issubclass(c, nn.Module)}
-    if networks and not any(
-        has_variant(root / name, base_names(c), variant) for name, c in networks.items()
-    ):
-        raise InputError(
-            f"You are trying to load the model files of the `variant={variant}`, but no such"
-            " modeling files are available.",
-            hint="Leave out `variant` to load the plain files.",
-        )
+    if variant is None or not networks:
+        return
+    for name, network in networks.items():
+        if has_variant(lambda file, name=name: has(f"{name}/{file}"), base_names(network), variant):
+            return
+    raise InputError(
+        f"You are trying to load the model files of the `variant={variant}`, but no such"
+        " modeling files are available.",
+        hint="Leave out `variant` to load the plain files.",
+    )
 
 
-def _load(index: ModelIndex, name: str, options: _Options, optional: bool) -> Any:
+def _load(index: ModelIndex, name: str, options: _Options, pipeline_class: Any) -> Any:
     try:
         component = load_component(
             index,
@@ -158,15 +231,18 @@ def _load(index: ModelIndex, name: str, options: _Options, optional: bool) -> An
             use_safetensors=options.use_safetensors,
         )
     except ModelNotFoundError as error:
-        if not optional:
-            raise
-        raise ModelNotFoundError(
-            error.message, hint=f"To do without it, pass `{name}=None`."
-        ) from None
+        raise _with_way_out(error, pipeline_class, name) from None
     if name == "unet":
         config = read_config(index.root / name, "config.json", index.root)
         repairs.repair_sample_size(component, str(config.get("_diffusers_version", "")))
     return component
+
+
+def _with_way_out(error: ModelNotFoundError, pipeline_class: Any, name: str) -> ModelNotFoundError:
+    """The error of a missing component; of one that can be spared it says so."""
+    if name not in pipeline_class._optional_components:
+        return error
+    return ModelNotFoundError(error.message, hint=f"To do without it, pass `{name}=None`.")
 
 
 def model_index(pipeline: Any) -> dict[str, Any]:

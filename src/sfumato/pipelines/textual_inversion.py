@@ -27,10 +27,13 @@ class TextualInversionLoaderMixin:
         """Add words with embeddings of their own; nothing is changed when anything is wrong.
 
         Args:
-            pretrained_model_name_or_path: a file, a folder, a dictionary, a tensor, or a list.
+            pretrained_model_name_or_path: a file, a folder, a name on the hub (such as
+                ``sd-concepts-library/cat-toy``), a dictionary, a tensor, or a list of these.
             token: the word in prompts, in place of the one in the file; a list for a list.
             tokenizer, text_encoder: in place of the pipeline's.
-            kwargs: ``weight_name``, ``subfolder``, ``use_safetensors``.
+            kwargs: ``weight_name``, ``subfolder``, ``use_safetensors``; and for the hub
+                ``hf_token``, ``revision``, ``cache_dir``, ``proxies``, ``force_download``,
+                ``local_files_only``.
 
         Raises:
             InputError, CheckpointError: see `sfumato.text.textual_inversion`.

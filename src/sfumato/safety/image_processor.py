@@ -18,13 +18,14 @@ from PIL import Image
 from sfumato.checkpoints.arguments import reject_unknown, without_hub_keywords
 from sfumato.checkpoints.atomic import atomic_directory
 from sfumato.checkpoints.files import checked_path
+from sfumato.checkpoints.hub import local_copy
+from sfumato.checkpoints.hub_files import joined
+from sfumato.checkpoints.hub_names import take_hub_options
 from sfumato.checkpoints.jsonfile import read_json, write_json
 from sfumato.config import Config, check_choice, check_int
 from sfumato.errors import ConfigError, ImageError, InputError
 from sfumato.models.checks import check_flags, check_number, label
 from sfumato.text.batch_encoding import BatchEncoding
-
-FILE_NAME = "preprocessor_config.json"
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
@@ -103,6 +104,7 @@ class CLIPImageProcessor:
     """
 
     model_input_names = ("pixel_values",)
+    config_name = "preprocessor_config.json"
 
     def __init__(self, config: Mapping[str, Any] | None = None, /, **fields: Any) -> None:
         self.config = CLIPImageProcessorConfig.from_dict({**(config or {}), **fields})
@@ -123,23 +125,32 @@ class CLIPImageProcessor:
         """Load the settings from a folder.
 
         Args:
-            kwargs: settings that go before the file's; keywords about downloading have no effect.
+            pretrained_model_name_or_path: the folder, or a name on the hub.
+            subfolder: a folder in it, such as ``feature_extractor``.
+            kwargs: settings that go before the file's; and how to ask the hub, see
+                `sfumato.checkpoints.hub_names.HubOptions`.
 
         Raises:
             CheckpointError: when the file is missing.
             ConfigError: when it cannot be used.
             UnknownKeywordError: when there is no such setting.
         """
+        hub = take_hub_options(kwargs)
         overrides = without_hub_keywords(kwargs)
         known = set(CLIPImageProcessorConfig())
         reject_unknown(f"{cls.__name__}.from_pretrained()", overrides, known)
-        folder = checked_path(pretrained_model_name_or_path) / (subfolder or "")
-        return cls(read_json(folder / FILE_NAME), **overrides)
+        path = local_copy(
+            pretrained_model_name_or_path,
+            hub,
+            lambda model: [joined(subfolder, cls.config_name)],
+        )
+        folder = checked_path(path) / (subfolder or "")
+        return cls(read_json(folder / cls.config_name), **overrides)
 
     def save_pretrained(self, save_directory: str | PathLike[str]) -> None:
         """Write the settings into a folder that transformers reads too."""
         with atomic_directory(checked_path(save_directory)) as temporary:
-            write_json(temporary / FILE_NAME, self.to_dict())
+            write_json(temporary / self.config_name, self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
         """The settings, with the names by which transformers finds the class."""

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import torch
 
+from sfumato.checkpoints.hub_names import take_hub_options
 from sfumato.diffusion.noise import Generators, randn_tensor
 from sfumato.diffusion.plan import Plan
 from sfumato.diffusion.run import PlanRun
@@ -151,11 +152,19 @@ class Scheduler(Generic[C]):
     ) -> Any:
         """A scheduler from a folder with a ``scheduler_config.json``, of whichever class.
 
+        Args:
+            pretrained_model_name_or_path: the folder, or a name on the hub.
+            subfolder: a folder in it, such as ``scheduler``.
+            return_unused_kwargs: return ``(scheduler, unused)``.
+            kwargs: settings that replace those of the file; and how to ask the hub, see
+                `sfumato.checkpoints.hub_names.HubOptions`.
+
         Raises:
             CheckpointError: when there is no such file.
             ConfigError: when its content is wrong.
         """
-        config = storage.read_config(pretrained_model_name_or_path, cls.config_name, subfolder)
+        hub = take_hub_options(kwargs)
+        config = storage.read_config(pretrained_model_name_or_path, cls.config_name, subfolder, hub)
         kwargs = {k: v for k, v in kwargs.items() if k not in storage.LOADING_OPTIONS}
         return cls.from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
 

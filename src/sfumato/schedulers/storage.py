@@ -12,6 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sfumato.checkpoints.hub_names import HubOptions
 from sfumato.errors import ConfigError, UnknownKeywordError, did_you_mean
 
 if TYPE_CHECKING:
@@ -19,38 +20,37 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Options of ``from_pretrained`` that concern where a file comes from.
-LOADING_OPTIONS = frozenset(
-    {
-        "cache_dir",
-        "dduf_entries",
-        "force_download",
-        "local_files_only",
-        "mirror",
-        "proxies",
-        "revision",
-        "token",
-        "torch_dtype",
-        "dtype",
-        "user_agent",
-    }
-)
+#: Options of ``from_pretrained`` that mean nothing for a scheduler.
+LOADING_OPTIONS = frozenset({"dduf_entries", "mirror", "torch_dtype", "dtype", "user_agent"})
 
 #: The version of diffusers whose file format this is.
 FORMAT_VERSION = "0.35.2"
 
 
 def read_config(
-    path: str | PathLike[str], name: str, subfolder: str | None = None
+    path: str | PathLike[str],
+    name: str,
+    subfolder: str | None = None,
+    hub: HubOptions | None = None,
 ) -> dict[str, Any]:
     """The content of a configuration file, or of the one in a folder.
+
+    Args:
+        path: the file, the folder, or a name on the hub.
+        name: of the file in the folder.
+        subfolder: a folder in the folder.
+        hub: how to ask the hub; without it none is asked.
 
     Raises:
         CheckpointError: when there is no such file.
         ConfigError: when it is not a JSON object.
     """
+    from sfumato.checkpoints.hub import local_copy
+    from sfumato.checkpoints.hub_files import joined
     from sfumato.checkpoints.jsonfile import read_json
 
+    if hub is not None:
+        path = local_copy(path, hub, lambda model: [joined(subfolder, name)])
     place = Path(path) / subfolder if subfolder else Path(path)
     return read_json(place / name if place.is_dir() else place, allow_infinity=True)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -21,18 +21,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.checkpoints.files import checked_path, is_regular, open_regular, shown
+from sfumato.checkpoints.files import open_regular, shown
+from sfumato.checkpoints.find_file import Wanted, find_file
+from sfumato.checkpoints.hub_names import HubOptions
 from sfumato.checkpoints.jsonfile import parse_json
-from sfumato.checkpoints.pickle_machine import Opaque
 from sfumato.checkpoints.pickles import load_tensors
 from sfumato.checkpoints.png import SIGNATURE, read_texts
 from sfumato.checkpoints.tensors import read_safetensors
-from sfumato.checkpoints.torch_file import ZIP_START, read_torch_file
+from sfumato.checkpoints.torch_file import ZIP_START, read_torch_file, table_of
 from sfumato.checkpoints.torch_rebuild import StoredTensor
-from sfumato.errors import CheckpointError, InputError, ModelNotFoundError
+from sfumato.errors import CheckpointError, InputError
 
-_DEFAULT_NAMES = {True: "learned_embeds.safetensors", False: "learned_embeds.bin"}
-_ENDINGS = {True: (".safetensors",), False: (".bin", ".pt", ".pth", ".ckpt")}
+_WANTED = Wanted(stems=("learned_embeds",))
 
 #: The text chunk in which A1111 keeps an embedding in its preview picture.
 _PNG_KEYWORD = "sd-ti-embedding"
@@ -62,18 +62,21 @@ def read_embedding(
     weight_name: str | None = None,
     subfolder: str | None = None,
     use_safetensors: bool | None = None,
+    hub: HubOptions | None = None,
 ) -> Embedding:
-    """Read one embedding from a file, a folder, a dictionary or a tensor.
+    """Read one embedding from a file, a folder, the hub, a dictionary or a tensor.
 
     Args:
-        source: of a folder ``learned_embeds.safetensors`` is taken, then ``learned_embeds.bin``,
-            then the only file of weights there is.
+        source: of a folder, or a model on the hub (``owner/name``), ``learned_embeds.safetensors``
+            is taken, then ``learned_embeds.bin``, then the only file of weights there is.
         weight_name: the file's name in the folder.
         subfolder: a folder in the folder.
         use_safetensors: None prefers safetensors, True insists on them, False takes pickles.
+        hub: how to ask the hub.
 
     Raises:
         ModelNotFoundError: (an ``OSError`` and ``ValueError``) there is no such file.
+        HubError: (an ``OSError``) the hub cannot be reached, or refuses.
         CheckpointError: (an ``OSError``) the file is damaged or unsafe.
         InputError: (a ``ValueError``) it holds no embedding, or several.
     """
@@ -86,7 +89,15 @@ def read_embedding(
             "An embedding has to be a path, a dictionary or a tensor but is "
             f"{type(source).__name__}."
         )
-    return _from_file(_find_file(checked_path(source), weight_name, subfolder, use_safetensors))
+    path = find_file(
+        source,
+        _WANTED,
+        hub,
+        weight_name=weight_name,
+        subfolder=subfolder,
+        use_safetensors=use_safetensors,
+    )
+    return _from_file(path)
 
 
 def _from_file(path: Path) -> Embedding:
@@ -115,12 +126,12 @@ def _from_content(
         stem: of the file's name, the token where A1111's layout has no name.
         load: makes a tensor of what stands for one.
     """
-    table = _table(content)
+    table = table_of(content)
     token: Any = None
     if table is None:
         value = content
     elif "string_to_param" in table:
-        value = _only_parameter(_table(table["string_to_param"]), where)
+        value = _only_parameter(table_of(table["string_to_param"]), where)
         token = table.get("name") or stem
     elif {"clip_l", "clip_g"} <= set(table):
         raise InputError(
@@ -140,15 +151,6 @@ def _from_content(
     if not isinstance(value, Tensor | StoredTensor):
         raise InputError(f"{where} holds no tensor where the embedding should be.")
     return _checked(token, load(value), where)
-
-
-def _table(value: Any) -> Mapping[Any, Any] | None:
-    """The entries of a dictionary, or of the module that served as one in old files."""
-    if isinstance(value, Opaque):
-        state = value.state if isinstance(value.state, Mapping) else {}
-        value = value.items or state.get("_parameters") or state
-        return {k: v for k, v in value.items() if isinstance(v, StoredTensor)}
-    return value if isinstance(value, Mapping) else None
 
 
 def _only_parameter(parameters: Mapping[Any, Any] | None, where: str) -> Any:
@@ -213,41 +215,3 @@ def _listed_numbers(value: Any, path: Path) -> Tensor:
         raise CheckpointError(
             f"{shown(path)} has an embedding that is no table of numbers."
         ) from None
-
-
-# Folders
-
-
-def _find_file(
-    path: Path, weight_name: str | None, subfolder: str | None, use_safetensors: bool | None
-) -> Path:
-    if is_regular(path):
-        return path
-    try:
-        is_folder = path.is_dir()
-    except OSError:
-        is_folder = False
-    if not is_folder:
-        raise ModelNotFoundError(f"There is no file or folder {shown(path)} on this machine.")
-    for part in (subfolder, weight_name):
-        if part is not None and (".." in Path(part).parts or checked_path(part).is_absolute()):
-            raise InputError(f"{shown(part)} is no name of something in {shown(path)}.")
-    folder = path / subfolder if subfolder else path
-    formats = (True, False) if use_safetensors is None else (bool(use_safetensors),)
-    names = [_DEFAULT_NAMES[safe] for safe in formats] if weight_name is None else [weight_name]
-    for name in names:
-        if is_regular(folder / name):
-            return folder / name
-    if weight_name is None and (found := _only_file(folder, formats)):
-        return found
-    raise ModelNotFoundError(
-        f"{shown(folder)} has no file {' or '.join(shown(name) for name in names)}.",
-        hint="Say which file it is with `weight_name`." if weight_name is None else None,
-    )
-
-
-def _only_file(folder: Path, formats: Iterable[bool]) -> Path | None:
-    endings = [ending for safe in formats for ending in _ENDINGS[safe]]
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    there = [file for file in files if file.suffix in endings and is_regular(file)]
-    return there[0] if len(there) == 1 else None

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.checkpoints.arguments import reject_unknown, without_hub_keywords
+from sfumato.checkpoints.hub_names import take_hub_options
 from sfumato.config import Config
 from sfumato.errors import InputError, TokenizerError
 from sfumato.text import token_removal
@@ -58,12 +59,12 @@ def load_textual_inversion(
 
     Args:
         tokenizer, text_encoder: the pair that gets the tokens.
-        sources: a file, a folder, a dictionary, a tensor (which needs ``token``), or a list of
-            these. Files: see `sfumato.text.embedding_files`.
+        sources: a file, a folder, a name on the hub, a dictionary, a tensor (which needs
+            ``token``), or a list of these. Files: see `sfumato.text.embedding_files`.
         token: the word in prompts, in place of the name in the file; a list for a list. A single
             tensor ``(n, width)`` with a list of n tokens gives one vector to each.
-        kwargs: ``weight_name``, ``subfolder``, ``use_safetensors``; keywords about downloading
-            have no effect.
+        kwargs: ``weight_name``, ``subfolder``, ``use_safetensors``; and how to ask the hub:
+            ``hf_token`` and what else `sfumato.checkpoints.hub_names.HubOptions` has.
 
     Returns:
         The tokens that were added.
@@ -75,13 +76,16 @@ def load_textual_inversion(
         TokenizerError: (a ``ValueError``) tokenizer and text encoder do not belong together.
     """
     _require_parts(tokenizer, text_encoder, "load_textual_inversion")
-    kwargs = without_hub_keywords({k: v for k, v in kwargs.items() if k != "hf_token"})
+    if "hf_token" in kwargs:  # for `token` is the word here
+        kwargs["token"] = kwargs.pop("hf_token")
+    hub = take_hub_options(kwargs)
+    kwargs = without_hub_keywords(kwargs)
     known = {"weight_name", "subfolder", "use_safetensors"}
     reject_unknown("load_textual_inversion()", kwargs, known)
     listed = list(sources) if isinstance(sources, list | tuple) else [sources]
     names = list(token) if isinstance(token, list | tuple) else [token]
     listed, names = _matched(listed, names)
-    embeddings = [read_embedding(source, **kwargs) for source in listed]
+    embeddings = [read_embedding(source, hub=hub, **kwargs) for source in listed]
     new = _new_tokens(embeddings, names, tokenizer.get_vocab())
     if new:
         _add(tokenizer, text_encoder, new)

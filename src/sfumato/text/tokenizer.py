@@ -51,7 +51,10 @@ class CLIPTokenizer(TokenTable):
         and ``tokenizer_config.json``, ``special_tokens_map.json`` and ``added_tokens.json``.
 
         Args:
-            kwargs: arguments of the constructor that go before what the files say.
+            pretrained_model_name_or_path: the folder, or a name on the hub.
+            subfolder: a folder in it, such as ``tokenizer``.
+            kwargs: arguments of the constructor that go before what the files say; and how to ask
+                the hub, see `sfumato.checkpoints.hub_names.HubOptions`.
 
         Raises:
             ModelNotFoundError: when the folder or the vocabulary in it is missing.

@@ -16,6 +16,9 @@ from tokenizers import AddedToken
 
 from sfumato.checkpoints.atomic import atomic_directory
 from sfumato.checkpoints.files import checked_path, is_regular, shown
+from sfumato.checkpoints.hub import local_copy
+from sfumato.checkpoints.hub_files import tokenizer_files
+from sfumato.checkpoints.hub_names import take_hub_options
 from sfumato.errors import (
     ModelNotFoundError,
     TokenizerError,
@@ -38,10 +41,9 @@ _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 _FLAGS = ("lstrip", "normalized", "rstrip", "single_word", "special")
 _SETTINGS = ("model_max_length", "padding_side", "truncation_side", "clean_up_tokenization_spaces")
 
-#: Arguments that scripts pass for a model hub or for transformers' own classes.
+#: Arguments that scripts pass for transformers' own classes.
 _IGNORED = frozenset(
-    """cache_dir force_download from_slow local_files_only mirror proxies resume_download revision
-    token trust_remote_code use_auth_token use_fast variant""".split()  # noqa: SIM905
+    "from_slow mirror resume_download trust_remote_code use_fast variant".split()  # noqa: SIM905
 )
 
 #: transformers writes 1e30 where it does not know the length; no text encoder has so many.
@@ -51,20 +53,24 @@ _LARGEST_LENGTH = 1_000_000
 def read(
     path: str | PathLike[str], subfolder: str | None, overrides: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The arguments with which `CLIPTokenizer` is built from a folder.
+    """The arguments with which `CLIPTokenizer` is built from a folder or the hub.
 
     Raises:
+        HubError: when the hub cannot be reached, or refuses.
         ModelNotFoundError: when the folder has no vocabulary.
         TokenizerError: when a file cannot be used.
         UnknownKeywordError: when an override is unknown.
     """
-    overrides = {k: v for k, v in overrides.items() if k not in _IGNORED}
+    given = dict(overrides)
+    hub = take_hub_options(given)
+    overrides = {k: v for k, v in given.items() if k not in _IGNORED}
     known = (*_ROLES, "additional_special_tokens", *_SETTINGS)
     for name in overrides:
         if name not in known:
             raise UnknownKeywordError(
                 f"CLIPTokenizer has no option `{name[:80]}`.{did_you_mean(name, known)}"
             )
+    path = local_copy(path, hub, lambda model: tokenizer_files(model, subfolder))
     folder = checked_path(path) / (subfolder or "")
     vocabulary, added = _read_vocabulary(folder)
     config = _optional(folder / "tokenizer_config.json")

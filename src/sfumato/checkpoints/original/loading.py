@@ -28,8 +28,9 @@ from sfumato.checkpoints.arguments import (
 )
 from sfumato.checkpoints.classes import CLASSES
 from sfumato.checkpoints.fitting import assign, build_without_memory, check_fit
+from sfumato.checkpoints.hub import local_file
+from sfumato.checkpoints.hub_names import take_hub_options
 from sfumato.checkpoints.original import keys
-from sfumato.checkpoints.original.addresses import HUB_KEYWORDS, fetch, is_address
 from sfumato.checkpoints.original.families import (
     Family,
     detect_family,
@@ -385,8 +386,7 @@ def load_single_network(
     component = next((c for c, name in CLASS_NAMES.items() if name in bases), None)
     if component is None:
         raise InputError(f"{model_class.__name__} has no original layout to load from.")
-    if is_address(given):
-        given = fetch(str(given), {k: v for k, v in fields.items() if k in HUB_KEYWORDS})
+    given = local_file(given, take_hub_options(fields))
     fields = without_hub_keywords(fields)
     known = set(model_class.config_class.__dataclass_fields__) - {"explicit"}  # type: ignore[attr-defined]
     known |= set(load_single_network.__kwdefaults__ or ())
