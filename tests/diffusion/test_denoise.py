@@ -11,6 +11,7 @@ import torch
 from sfumato.diffusion import samplers
 from sfumato.diffusion.advance import State, advance
 from sfumato.diffusion.denoise import Step, denoise
+from sfumato.diffusion.frame import Frame, as_trained, over_sigma
 from sfumato.diffusion.guidance import ClassifierFree
 from sfumato.diffusion.noise import GeneratorNoise, SeededNoise
 from sfumato.diffusion.plan import Plan
@@ -24,8 +25,12 @@ def network(x: torch.Tensor, timestep: torch.Tensor, context: Any) -> torch.Tens
     return torch.tanh(x * 0.5 + timestep * 0.01) + (0 if context is None else context)
 
 
-def way(steps: int = 6) -> Schedule:
+def schedule(steps: int = 6) -> Schedule:
     return Schedule.from_sigmas(np.arange(steps, 0, -1), np.append(log_sigmas(steps)[:-1], 0.0))
+
+
+def way(steps: int = 6, start: int = 0) -> Frame:
+    return as_trained(schedule(steps)[start:])
 
 
 def start(n: int = 1) -> torch.Tensor:
@@ -64,7 +69,7 @@ def test_latents_that_a_consumer_replaces_are_used() -> None:
         if step.index == 2:
             step.x = replaced
         after.append(step)
-    other = list(denoise(network, replaced, None, samplers.ddim(way()[3:])))
+    other = list(denoise(network, replaced, None, samplers.ddim(way(start=3))))
     torch.testing.assert_close(after[-1].x, other[-1].x)
 
 
@@ -95,7 +100,7 @@ def test_numbers_that_break_are_reported_where_they_break() -> None:
 
 def test_a_sampler_that_needs_noise_asks_for_it() -> None:
     with pytest.raises(InputError, match=r"adds noise.*noise="):
-        list(denoise(network, start(), None, samplers.euler_ancestral(way())))
+        list(denoise(network, start(), None, samplers.ddim(over_sigma(schedule()), eta=1.0)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -112,7 +117,7 @@ def test_narrow_floats_stay_narrow_outside_and_are_wide_inside(dtype: torch.dtyp
 
 
 def test_pictures_at_different_steps_of_different_plans_share_a_call() -> None:
-    plans = [samplers.ddim(way(5)), samplers.unipc(way(9)), samplers.euler(way(7))]
+    plans = [samplers.ddim(way(5)), samplers.unipc(way(9)), samplers.euler(over_sigma(schedule(7)))]
     begun = [State(start()), State(start() * 0.5), State(start() * 20)]
     rows = [0, 0, 0]
     alone = [list(denoise(network, s.x, None, p))[-1].x for s, p in zip(begun, plans, strict=True)]
@@ -164,7 +169,7 @@ def test_history_is_no_longer_than_the_plan_needs() -> None:
 
 
 def test_a_picture_depends_on_its_own_seed_and_not_on_its_neighbours() -> None:
-    plan = samplers.euler_ancestral(way())
+    plan = samplers.ddim(over_sigma(schedule()), eta=1.0)
 
     def draw(seeds: list[int]) -> torch.Tensor:
         noise = SeededNoise(seeds)

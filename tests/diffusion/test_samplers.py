@@ -13,6 +13,7 @@ import torch
 import sfumato.schedulers as schedulers
 from sfumato.diffusion import samplers
 from sfumato.diffusion.advance import Call, State, advance
+from sfumato.diffusion.frame import as_trained, over_sigma
 from sfumato.diffusion.plan import Limit, Plan
 from sfumato.diffusion.schedule import Levels, Schedule
 from sfumato.errors import ConfigError, InputError
@@ -80,7 +81,8 @@ def exact_end(x: torch.Tensor, sigmas: np.ndarray, spread: float, mean: float) -
 def error(make: Any, steps: int, *, in_sigma_space: bool) -> float:
     """Distance from the exact end for a normal distribution of pictures."""
     sigmas, spread, mean = log_sigmas(steps), 0.5, 0.3
-    plan = make(Schedule.from_sigmas(np.arange(steps, 0, -1), sigmas))
+    way = Schedule.from_sigmas(np.arange(steps, 0, -1), sigmas)
+    plan = make(over_sigma(way) if in_sigma_space else as_trained(way))
     start = torch.linspace(-30, 30, 32, dtype=torch.float64).view(1, 1, 4, 8)
     first, last = ((1 + sigmas[i] ** 2) ** 0.5 for i in (0, -1))
     x = start if in_sigma_space else start / first
@@ -92,10 +94,11 @@ def error(make: Any, steps: int, *, in_sigma_space: bool) -> float:
 ORDERS: list[tuple[str, int, Any]] = [
     ("euler", 1, samplers.euler),
     ("ddim", 1, samplers.ddim),
+    ("ipndm", 2, samplers.ipndm),  # even steps in neither time nor sigma cost it two orders
     ("dpm 1", 1, lambda s: samplers.dpm_multistep(s, order=1)),
     ("dpm 2", 2, lambda s: samplers.dpm_multistep(s, order=2)),
     ("dpm 2 heun", 2, lambda s: samplers.dpm_multistep(s, order=2, solver_type="heun")),
-    ("dpm noise 2", 2, lambda s: samplers.dpm_multistep(s, order=2, algorithm="dpmsolver")),
+    ("dpm noise 2", 2, lambda s: samplers.dpm_multistep(s, order=2, image=False)),
     ("lms", 2, samplers.lms),
     ("deis 2", 2, lambda s: samplers.deis(s, order=2)),
     ("unipc 1", 2, lambda s: samplers.unipc(s, order=1)),
@@ -112,7 +115,7 @@ def test_the_error_falls_with_the_order_of_the_method(name: str, order: int, mak
 def error_of_one_step(make: Any, h: float, row: int = 4) -> float:
     """Distance from the exact flow after one step whose whole past is exact."""
     sigmas, spread, mean = 3 * np.exp(-h * np.arange(row + 4)), 0.5, 0.3
-    plan = make(Schedule.from_sigmas(np.arange(row + 3, 0, -1), sigmas))
+    plan = make(as_trained(Schedule.from_sigmas(np.arange(row + 3, 0, -1), sigmas)))
     begin = torch.linspace(-9, 9, 32, dtype=torch.float64).view(1, 1, 4, 8)
     calls = []
     for i in range(row + 2):
@@ -134,11 +137,9 @@ STEP_ORDERS: list[tuple[str, int, Any]] = [
         (
             f"dpm {algorithm} {order}",
             min(order, 2),  # the third takes half of the second difference, as its authors do
-            partial(
-                samplers.dpm_multistep, algorithm=algorithm, order=order, lower_order_final=False
-            ),
+            partial(samplers.dpm_multistep, image=image, order=order, lower_order_final=False),
         )
-        for algorithm in ("dpmsolver", "dpmsolver++")
+        for algorithm, image in (("dpmsolver", False), ("dpmsolver++", True))
         for order in (1, 2, 3)
     ],
     *[
@@ -202,18 +203,18 @@ def test_a_plan_with_missing_or_unknown_fields_is_refused() -> None:
 def test_wrong_options_are_refused() -> None:
     way = Schedule.from_sigmas(np.arange(3, 0, -1), log_sigmas(3))
     with pytest.raises(ConfigError, match="prediction_type given as noise"):
-        samplers.euler(way, "noise")
+        over_sigma(way, "noise")
     with pytest.raises(ConfigError, match="variance_type"):
-        samplers.ddpm(way, variance="none")
+        samplers.ddpm(as_trained(way), variance="none")
     with pytest.raises(InputError, match="eta"):
-        samplers.ddim(way, eta=2.0)
+        samplers.ddim(as_trained(way), eta=2.0)
 
 
 def test_a_limit_holds_the_denoised_picture_back() -> None:
     way = Schedule.from_sigmas(np.arange(3, 0, -1), np.array([5.0, 2.0, 1.0, 0.0]))
     big = torch.full((1, 1, 2, 2), 9.0)
     for limit, bound in ((Limit(clip=2.5), 2.5), (Limit(quantile=0.9, maximum=1.5), 1.0)):
-        plan = samplers.ddim(way, limit=limit)
+        plan = samplers.ddim(as_trained(way, limit=limit))
         end = finish(plan, Oracle(plan, "epsilon", big), big)
         torch.testing.assert_close(end, torch.full_like(end, bound))
 

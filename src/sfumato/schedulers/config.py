@@ -17,11 +17,15 @@ from itertools import pairwise
 from typing import Any, ClassVar, NoReturn, Self, TypeVar
 
 from sfumato.config import Config, check_choice, check_int
+from sfumato.diffusion.plan import Limit
 from sfumato.diffusion.schedule import BETA_SCHEDULES, SPACINGS, NoiseConfig
 from sfumato.diffusion.ways import FINAL_SIGMAS, Ramp
 from sfumato.errors import ConfigError, InputError
 
 MAX_TRAIN_TIMESTEPS = 1_000_000
+
+#: Its square is still a number in float32.
+_LARGEST_SIGMA = 1e18
 
 
 class FrozenDict(dict[str, Any]):
@@ -48,11 +52,7 @@ class FrozenDict(dict[str, Any]):
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerConfig(Config):
-    """Fields of every scheduler; `NoiseConfig` explains the first ones.
-
-    Attributes:
-        prediction_type: what the network predicts: ``epsilon``, ``sample`` or ``v_prediction``.
-    """
+    """What every scheduler's settings are; the fields are in the subclasses."""
 
     predictions: ClassVar[tuple[str, ...]] = ("epsilon", "sample", "v_prediction")
     #: Fields with a closed set of values, besides those that this class checks itself.
@@ -61,13 +61,6 @@ class SchedulerConfig(Config):
     translations: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     #: Whether a last level of pure noise is pinned to a finite sigma.
     pin_last: ClassVar[bool] = False
-
-    num_train_timesteps: int = 1000
-    beta_start: float = 0.0001
-    beta_end: float = 0.02
-    beta_schedule: str = "linear"
-    trained_betas: tuple[float, ...] | None = None
-    prediction_type: str = "epsilon"
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> Self:
@@ -90,7 +83,9 @@ class SchedulerConfig(Config):
             if field.name != "explicit":
                 self._check_kind(field.name, field.default)
         name = type(self).__name__.removesuffix("Config")
-        check_int(f"{name}.num_train_timesteps", self.num_train_timesteps, 1, MAX_TRAIN_TIMESTEPS)
+        if "num_train_timesteps" in set(self):
+            trained = self["num_train_timesteps"]
+            check_int(f"{name}.num_train_timesteps", trained, 1, MAX_TRAIN_TIMESTEPS)
         closed = {
             "prediction_type": self.predictions,
             "beta_schedule": BETA_SCHEDULES,
@@ -101,7 +96,7 @@ class SchedulerConfig(Config):
         for field, allowed in closed.items():
             if field in set(self):
                 check_choice(f"{name}.{field}", self[field], allowed)
-        self._check_betas(name)
+        ramp_of(self)
         ramps = [key for key in RAMPS if self.get(key)]
         if len(ramps) > 1:
             raise ConfigError(
@@ -126,6 +121,36 @@ class SchedulerConfig(Config):
         if not fine:
             owner = type(self).__name__.removesuffix("Config")
             raise ConfigError(f"`{owner}.{name}` has to be {wanted} but is {str(value)[:80]!r}.")
+
+    @property
+    def noise(self) -> NoiseConfig | None:
+        """How noise was added in training, if the scheduler goes by timesteps of training."""
+        return None
+
+    @property
+    def limit(self) -> Limit | None:
+        """What happens to the denoised picture before it is used."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedConfig(SchedulerConfig):
+    """Fields of the schedulers that go by timesteps of training; `NoiseConfig` explains the first.
+
+    Attributes:
+        prediction_type: what the network predicts: ``epsilon``, ``sample`` or ``v_prediction``.
+    """
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.0001
+    beta_end: float = 0.02
+    beta_schedule: str = "linear"
+    trained_betas: tuple[float, ...] | None = None
+    prediction_type: str = "epsilon"
+
+    def validate(self) -> None:
+        super().validate()
+        self._check_betas(type(self).__name__.removesuffix("Config"))
 
     def _check_betas(self, name: str) -> None:
         if self.trained_betas is not None:
@@ -156,6 +181,15 @@ class SchedulerConfig(Config):
         )
 
 
+def dynamic_limit(config: Mapping[str, Any]) -> Limit | None:
+    """Dynamic thresholding, if it is on."""
+    if not config["thresholding"]:
+        return None
+    return Limit(
+        quantile=config["dynamic_thresholding_ratio"], maximum=max(config["sample_max_value"], 1.0)
+    )
+
+
 #: The switches of `ways.Ramp`, and its kinds.
 RAMPS: Mapping[str, str] = {
     "use_karras_sigmas": "karras",
@@ -165,9 +199,21 @@ RAMPS: Mapping[str, str] = {
 
 
 def ramp_of(config: Mapping[str, Any]) -> Ramp:
-    """The ramp that a configuration asks for, with its ends if it sets them."""
+    """The ramp that a configuration asks for, with its ends if it sets them.
+
+    Raises:
+        ConfigError: when an end is no positive number, or the lower one is above the upper.
+    """
     kinds = [kind for switch, kind in RAMPS.items() if config.get(switch)]
-    return Ramp(kinds[0] if kinds else None, config.get("sigma_min"), config.get("sigma_max"))
+    ends = config.get("sigma_min"), config.get("sigma_max")
+    for name, end in zip(("sigma_min", "sigma_max"), ends, strict=True):
+        number = isinstance(end, int | float) and not isinstance(end, bool)
+        if end is not None and not (number and 0 < end < _LARGEST_SIGMA):
+            raise ConfigError(f"`{name}` has to be a positive number but is {str(end)[:80]!r}.")
+    low, high = ends
+    if low is not None and high is not None and low >= high:
+        raise ConfigError(f"`sigma_min` ({low:g}) has to be below `sigma_max` ({high:g}).")
+    return Ramp(kinds[0] if kinds else None, low, high)
 
 
 # --- Arguments of set_timesteps ---------------------------------------------------------------

@@ -9,17 +9,23 @@ import numpy as np
 import torch
 
 from sfumato.diffusion import samplers
+from sfumato.diffusion.frame import as_trained
 from sfumato.diffusion.noise import Generators
 from sfumato.diffusion.plan import Limit, Plan
 from sfumato.diffusion.schedule import spaced_timesteps
 from sfumato.diffusion.ways import strided
 from sfumato.errors import InputError
 from sfumato.schedulers.base import Scheduler, SchedulerOutput
-from sfumato.schedulers.config import SchedulerConfig, checked_steps
+from sfumato.schedulers.config import (
+    SchedulerConfig,
+    TrainedConfig,
+    checked_steps,
+    dynamic_limit,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ThresholdConfig(SchedulerConfig):
+class ThresholdConfig(TrainedConfig):
     """Settings that limit the denoised picture; see `plan.Limit`.
 
     Attributes:
@@ -37,11 +43,8 @@ class ThresholdConfig(SchedulerConfig):
     @property
     def limit(self) -> Limit | None:
         """What the settings ask for."""
-        if self.thresholding:
-            return Limit(
-                quantile=self.dynamic_thresholding_ratio, maximum=max(self.sample_max_value, 1.0)
-            )
-        return Limit(clip=self.clip_sample_range) if self.clip_sample else None
+        clip = Limit(clip=self.clip_sample_range) if self.clip_sample else None
+        return dynamic_limit(self) or clip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,13 +104,12 @@ class DDIMScheduler(Scheduler[DDIMConfig]):
     def _table(self, timesteps: Any, eta: float, from_limited: bool) -> Plan:
         assert self.num_inference_steps is not None
         stride = len(self) // self.num_inference_steps
-        return samplers.ddim(
+        frame = as_trained(
             strided(timesteps, stride, self._acp, self._final),
             self._settings.prediction_type,
-            eta=eta,
             limit=self._settings.limit,
-            noise_from_limited=from_limited,
         )
+        return samplers.ddim(frame, eta=eta, noise_from_limited=from_limited)
 
     def step(
         self,

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from sfumato.diffusion import samplers
+from sfumato.diffusion.frame import as_trained
 from sfumato.diffusion.noise import Generators
 from sfumato.diffusion.plan import Plan
 from sfumato.diffusion.samplers.ddpm import VARIANCES
@@ -83,12 +84,10 @@ class DDPMScheduler(Scheduler[DDPMConfig]):
         return self._table(self.timesteps[start:].cpu().numpy(), -1)
 
     def _table(self, timesteps: np.ndarray, last: int) -> Plan:
-        return samplers.ddpm(
-            chained(timesteps, last, self._acp),
-            self._settings.prediction_type,
-            variance=self._settings.variance_type,
-            limit=self._settings.limit,
-        )
+        config = self._settings
+        way = chained(timesteps, last, self._acp)
+        frame = as_trained(way, config.prediction_type, limit=config.limit)
+        return samplers.ddpm(frame, variance=config.variance_type)
 
     def previous_timestep(self, timestep: int | torch.Tensor) -> int:
         """The timestep at which a step from ``timestep`` ends; -1 is no noise."""

@@ -10,9 +10,9 @@ import torch
 
 from sfumato.diffusion import samplers
 from sfumato.diffusion.plan import Plan
-from sfumato.schedulers.base import SchedulerOutput
 from sfumato.schedulers.config import SchedulerConfig
 from sfumato.schedulers.solver import SolverScheduler, SpacedSolverConfig
+from sfumato.schedulers.stepped import plain_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,21 +65,10 @@ class DEISMultistepScheduler(SolverScheduler[DEISMultistepConfig]):
         """The table for ``timesteps[start:]``."""
         config = self._settings
         return samplers.deis(
-            self._way_from(start),
-            config.prediction_type,
+            self._frame(start),
             order=min(config.solver_order, 3),
             lower_order_final=bool(config.lower_order_final),
-            limit=config.limit,
             steps=self.num_inference_steps,
         )
 
-    def step(
-        self,
-        model_output: torch.Tensor,
-        timestep: int | torch.Tensor,
-        sample: torch.Tensor,
-        return_dict: bool = True,
-    ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
-        """The next step; arguments as of `DPMSolverMultistepScheduler.step`."""
-        previous, denoised = self._advance(sample, model_output, timestep)
-        return SchedulerOutput(previous, denoised) if return_dict else (previous,)
+    step = plain_step

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -81,6 +81,20 @@ def check_solver(config: DPMSolverMultistepConfig | DPMSolverSinglestepConfig) -
         )
 
 
+def multistep_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `samplers.dpm_multistep` that settings of diffusers' names ask for."""
+    algorithm = config["algorithm_type"]
+    return {
+        "order": config["solver_order"],
+        "image": algorithm.endswith("++"),
+        "eta": 1.0 if algorithm.startswith("sde") else 0.0,
+        "solver_type": config["solver_type"],
+        "lower_order_final": bool(config["lower_order_final"]),
+        "euler_at_final": bool(config["euler_at_final"]),
+        "more_curve": algorithm == "sde-dpmsolver++",
+    }
+
+
 class DPMSolverMultistepScheduler(SolverScheduler[DPMSolverMultistepConfig]):
     """DPM-Solver++ and its relatives (arXiv:2206.00927, 2211.01095); by default DPM++ 2M."""
 
@@ -123,15 +137,7 @@ class DPMSolverMultistepScheduler(SolverScheduler[DPMSolverMultistepConfig]):
         """The table for ``timesteps[start:]``."""
         config = self._settings
         return samplers.dpm_multistep(
-            self._way_from(start),
-            config.prediction_type,
-            order=config.solver_order,
-            algorithm=config.algorithm_type,
-            solver_type=config.solver_type,
-            lower_order_final=bool(config.lower_order_final),
-            euler_at_final=bool(config.euler_at_final),
-            limit=config.limit,
-            steps=self.num_inference_steps,
+            self._frame(start), **multistep_options(config), steps=self.num_inference_steps
         )
 
     def step(
@@ -156,7 +162,5 @@ class DPMSolverMultistepScheduler(SolverScheduler[DPMSolverMultistepConfig]):
         Raises:
             InputError: before ``set_timesteps``, or after the last step.
         """
-        previous, denoised = self._advance(
-            sample, model_output, timestep, generator, variance_noise
-        )
-        return SchedulerOutput(previous, denoised) if return_dict else (previous,)
+        result = self._advance(sample, model_output, timestep, generator, variance_noise)
+        return self._result(result, return_dict)

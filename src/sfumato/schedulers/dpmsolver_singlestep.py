@@ -10,13 +10,12 @@ from typing import ClassVar
 import torch
 
 from sfumato.diffusion import samplers
-from sfumato.diffusion.noise import Generators
 from sfumato.diffusion.plan import Plan
-from sfumato.diffusion.samplers.dpm_singlestep import call_orders
-from sfumato.schedulers.base import SchedulerOutput
+from sfumato.diffusion.samplers.singlestep import call_orders
 from sfumato.schedulers.config import SchedulerConfig, exactly_one
 from sfumato.schedulers.dpmsolver_multistep import check_solver
 from sfumato.schedulers.solver import SolverConfig, SolverScheduler
+from sfumato.schedulers.stepped import noisy_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,23 +88,13 @@ class DPMSolverSinglestepScheduler(SolverScheduler[DPMSolverSinglestepConfig]):
             lower_order_final=bool(config.lower_order_final) or ends_clean or uneven,
             ends_clean=ends_clean,
         )
-        return samplers.dpm_singlestep(
-            self._way_from(start),
+        algorithm = config.algorithm_type
+        return samplers.singlestep(
+            self._frame(start),
             orders[start:],
-            config.prediction_type,
-            algorithm=config.algorithm_type,
-            solver_type=config.solver_type,
-            limit=config.limit,
+            image=algorithm.endswith("++"),
+            eta=1.0 if algorithm.startswith("sde") else 0.0,
+            solver_types=config.solver_type,
         )
 
-    def step(
-        self,
-        model_output: torch.Tensor,
-        timestep: int | torch.Tensor,
-        sample: torch.Tensor,
-        generator: Generators = None,
-        return_dict: bool = True,
-    ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
-        """The next call's row; arguments as of `DPMSolverMultistepScheduler.step`."""
-        previous, denoised = self._advance(sample, model_output, timestep, generator)
-        return SchedulerOutput(previous, denoised) if return_dict else (previous,)
+    step = noisy_step

@@ -13,6 +13,7 @@ import torch
 from sfumato.diffusion import samplers
 from sfumato.diffusion.noise import Generators
 from sfumato.diffusion.plan import Plan
+from sfumato.diffusion.samplers.euler import churned
 from sfumato.diffusion.schedule import (
     check_sigmas,
     timestep_at,
@@ -22,12 +23,14 @@ from sfumato.errors import InputError
 from sfumato.schedulers.base import C, SchedulerOutput
 from sfumato.schedulers.config import (
     SchedulerConfig,
+    TrainedConfig,
     checked_timesteps,
     exactly_one,
     no_custom_timesteps,
     ramp_of,
 )
-from sfumato.schedulers.sigma import SigmaSpaceConfig, SigmaSpaceScheduler, refuse_integers
+from sfumato.schedulers.sigma import SigmaSpaceConfig, SigmaSpaceScheduler
+from sfumato.schedulers.stepped import noisy_step, refuse_integers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +73,8 @@ class EulerConfig(SigmaSpaceConfig):
 
 class EulerScheduler(SigmaSpaceScheduler[C]):
     """What the two Euler schedulers share: before ``set_timesteps``, all sigmas of training."""
+
+    whole_timesteps: ClassVar[bool] = False
 
     def _prepare(self) -> None:
         super()._prepare()
@@ -149,16 +154,18 @@ class EulerDiscreteScheduler(EulerScheduler[EulerConfig]):
         s_noise: float = 1.0,
     ) -> Plan:
         """The table for ``timesteps[start:]``; see `samplers.euler` for the options."""
-        return samplers.euler(
-            self._way_from(start),
-            self._settings.prediction_type,
-            init_sigma=float(self.init_noise_sigma),
+        frame = self._frame(start)
+        churn = churned(
+            frame.now.sigma,
             s_churn=s_churn,
             s_tmin=s_tmin,
             s_tmax=s_tmax,
-            s_noise=s_noise,
-            churn_steps=len(self.sigmas) - 1,
+            steps=len(self.sigmas) - 1,
         )
+        denoised = frame.denoised.copy()
+        if self._settings.prediction_type == "epsilon":
+            denoised[:, 1] = -churn
+        return samplers.euler(frame, churn=churn, s_noise=s_noise, denoised=denoised)
 
     def step(
         self,
@@ -188,10 +195,9 @@ class EulerDiscreteScheduler(EulerScheduler[EulerConfig]):
         Raises:
             InputError: for an integer timestep, or after the last step.
         """
-        refuse_integers(timestep, type(self))
         churn = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "s_noise": s_noise}
         result = self._advance(sample, model_output, timestep, generator, options=churn)
-        return SchedulerOutput(*result) if return_dict else result
+        return self._result(result, return_dict)
 
     def get_velocity(
         self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
@@ -208,7 +214,7 @@ class EulerDiscreteScheduler(EulerScheduler[EulerConfig]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EulerAncestralConfig(SchedulerConfig):
+class EulerAncestralConfig(TrainedConfig):
     """Settings of the ancestral method; see `EulerConfig`."""
 
     pin_last: ClassVar[bool] = True
@@ -240,21 +246,6 @@ class EulerAncestralDiscreteScheduler(EulerScheduler[EulerAncestralConfig]):
 
     def plan(self, start: int = 0) -> Plan:
         """The table for ``timesteps[start:]``."""
-        return samplers.euler_ancestral(
-            self._way_from(start),
-            self._settings.prediction_type,
-            init_sigma=float(self.init_noise_sigma),
-        )
+        return samplers.ddim(self._frame(start), eta=1.0)
 
-    def step(
-        self,
-        model_output: torch.Tensor,
-        timestep: float | torch.Tensor,
-        sample: torch.Tensor,
-        generator: Generators = None,
-        return_dict: bool = True,
-    ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
-        """The next step; arguments as of `EulerDiscreteScheduler.step`."""
-        refuse_integers(timestep, type(self))
-        result = self._advance(sample, model_output, timestep, generator)
-        return SchedulerOutput(*result) if return_dict else result
+    step = noisy_step

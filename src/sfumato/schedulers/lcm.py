@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from sfumato.diffusion import samplers
+from sfumato.diffusion.frame import as_trained
 from sfumato.diffusion.noise import Generators
 from sfumato.diffusion.plan import Plan
 from sfumato.diffusion.samplers.consistency import boundary_weights
@@ -26,7 +27,7 @@ from sfumato.schedulers.config import (
     exactly_one,
 )
 from sfumato.schedulers.ddim import ThresholdConfig
-from sfumato.schedulers.sigma import SteppedScheduler
+from sfumato.schedulers.stepped import SteppedScheduler
 
 logger = logging.getLogger(__name__)
 
@@ -170,12 +171,11 @@ class LCMScheduler(ConsistencyScheduler):
 
     def plan(self, start: int = 0) -> Plan:
         """The table for ``timesteps[start:]``."""
-        timesteps = self._run_from(start)
+        config, timesteps = self._settings, self._run_from(start)
+        way = chained(timesteps, int(timesteps[-1]), self._acp, self._final)
         return samplers.lcm(
-            chained(timesteps, int(timesteps[-1]), self._acp, self._final),
-            self._settings.prediction_type,
-            scaling=self._settings.timestep_scaling,
-            limit=self._settings.limit,
+            as_trained(way, config.prediction_type, limit=config.limit),
+            scaling=config.timestep_scaling,
             ends_clean=self._ends_clean,
         )
 
@@ -233,9 +233,8 @@ class TCDScheduler(ConsistencyScheduler):
             raise InputError(f"`eta` has to be between 0 and 1 but is {eta}.")
         way = chained(self._run_from(start), 0, self._acp, self._final)
         return samplers.tcd(
-            way,
+            as_trained(way, self._settings.prediction_type),
             self._midway(start, eta),
-            self._settings.prediction_type,
             eta=eta,
             ends_clean=self._ends_clean,
         )

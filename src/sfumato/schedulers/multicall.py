@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from sfumato.diffusion import samplers
-from sfumato.diffusion.noise import Generators
+from sfumato.diffusion.frame import Frame
 from sfumato.diffusion.plan import Limit, Plan
 from sfumato.diffusion.schedule import Array
 from sfumato.diffusion.ways import sigmas_at_timesteps, with_corrections, with_middles
@@ -24,6 +24,7 @@ from sfumato.schedulers.config import (
     ramp_of,
 )
 from sfumato.schedulers.sigma import SigmaSpaceConfig, SigmaSpaceScheduler
+from sfumato.schedulers.stepped import noisy_step, plain_step
 
 
 class AllStepsScheduler(SigmaSpaceScheduler[C]):
@@ -72,13 +73,8 @@ class LMSDiscreteScheduler(AllStepsScheduler[SigmaSpaceConfig]):
 
     def plan(self, start: int = 0, *, order: int = 4) -> Plan:
         """The table for ``timesteps[start:]``; ``order`` is the number of slopes at most."""
-        return samplers.lms(
-            self._way_from(start),
-            self._settings.prediction_type,
-            order=order,
-            init_sigma=float(self.init_noise_sigma),
-            earlier=self.sigmas[:start].double().numpy(),
-        )
+        earlier = self.sigmas[:start].double().numpy()
+        return samplers.lms(self._frame(start), order=order, earlier=earlier)
 
     def step(
         self,
@@ -90,7 +86,7 @@ class LMSDiscreteScheduler(AllStepsScheduler[SigmaSpaceConfig]):
     ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
         """The next step; arguments as of `EulerDiscreteScheduler.step`, and the order."""
         result = self._advance(sample, model_output, timestep, options={"order": order})
-        return SchedulerOutput(*result) if return_dict else result
+        return self._result(result, return_dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +107,11 @@ class HeunConfig(KDPM2Config):
 
     clip_sample: bool = False
     clip_sample_range: float = 1.0
+
+    @property
+    def limit(self) -> Limit | None:
+        """Clipping, if it is on."""
+        return Limit(clip=self.clip_sample_range) if self.clip_sample else None
 
 
 class HeunDiscreteScheduler(AllStepsScheduler[HeunConfig]):
@@ -155,24 +156,10 @@ class HeunDiscreteScheduler(AllStepsScheduler[HeunConfig]):
 
     def plan(self, start: int = 0) -> Plan:
         """The table for ``timesteps[start:]``."""
-        config = self._settings
-        return samplers.heun(
-            self._way_from(start),
-            config.prediction_type,
-            init_sigma=float(self.init_noise_sigma),
-            limit=Limit(clip=config.clip_sample_range) if config.clip_sample else None,
-        )
+        frame = self._frame(start)
+        return samplers.singlestep(frame, two_calls(frame), image=False)
 
-    def step(
-        self,
-        model_output: torch.Tensor,
-        timestep: float | torch.Tensor,
-        sample: torch.Tensor,
-        return_dict: bool = True,
-    ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
-        """The next call's row; arguments as of `EulerDiscreteScheduler.step`."""
-        result = self._advance(sample, model_output, timestep)
-        return SchedulerOutput(*result) if return_dict else result
+    step = plain_step
 
 
 class MidpointScheduler(AllStepsScheduler[KDPM2Config]):
@@ -215,27 +202,15 @@ class MidpointScheduler(AllStepsScheduler[KDPM2Config]):
 
     def plan(self, start: int = 0) -> Plan:
         """The table for ``timesteps[start:]``."""
-        return samplers.kdpm2(
-            self._way_from(start),
-            self._settings.prediction_type,
-            init_sigma=float(self.init_noise_sigma),
-            ancestral=self.ancestral,
-        )
+        frame = self._frame(start)
+        share = 1.0 if self.ancestral else 0.0
+        return samplers.singlestep(frame, two_calls(frame), image=False, ancestral=share)
 
 
 class KDPM2DiscreteScheduler(MidpointScheduler):
     """The midpoint method in log sigma (k-diffusion's DPM2)."""
 
-    def step(
-        self,
-        model_output: torch.Tensor,
-        timestep: float | torch.Tensor,
-        sample: torch.Tensor,
-        return_dict: bool = True,
-    ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
-        """The next call's row; arguments as of `EulerDiscreteScheduler.step`."""
-        result = self._advance(sample, model_output, timestep)
-        return SchedulerOutput(*result) if return_dict else result
+    step = plain_step
 
 
 class KDPM2AncestralDiscreteScheduler(MidpointScheduler):
@@ -243,17 +218,12 @@ class KDPM2AncestralDiscreteScheduler(MidpointScheduler):
 
     ancestral: ClassVar[bool] = True
 
-    def step(
-        self,
-        model_output: torch.Tensor,
-        timestep: float | torch.Tensor,
-        sample: torch.Tensor,
-        generator: Generators = None,
-        return_dict: bool = True,
-    ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
-        """The next call's row; arguments as of `EulerDiscreteScheduler.step`."""
-        result = self._advance(sample, model_output, timestep, generator)
-        return SchedulerOutput(*result) if return_dict else result
+    step = noisy_step
+
+
+def two_calls(frame: Frame) -> list[int]:
+    """Orders of the calls of steps that have two each, and only one in the last."""
+    return [1 + row % 2 for row in range(len(frame))]
 
 
 def check_train_steps(given: int | None, trained: int) -> None:

@@ -14,14 +14,14 @@ from sfumato.diffusion.plan import Plan
 from sfumato.diffusion.schedule import spaced_timesteps
 from sfumato.errors import InputError
 from sfumato.schedulers.base import Scheduler, SchedulerOutput
-from sfumato.schedulers.config import SchedulerConfig, checked_steps
+from sfumato.schedulers.config import SchedulerConfig, TrainedConfig, checked_steps
 
 #: Steps that a Runge-Kutta start replaces.
 RUNGE_KUTTA_STEPS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class PNDMConfig(SchedulerConfig):
+class PNDMConfig(TrainedConfig):
     """Settings of PNDM.
 
     Attributes:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch
 
+from sfumato.diffusion.frame import Frame, as_trained
 from sfumato.diffusion.plan import Limit
 from sfumato.diffusion.schedule import Array, Schedule
 from sfumato.diffusion.ways import (
@@ -23,22 +24,23 @@ from sfumato.diffusion.ways import (
 from sfumato.errors import ConfigError, InputError
 from sfumato.schedulers.config import (
     SchedulerConfig,
+    TrainedConfig,
     checked_steps,
     checked_timesteps,
+    dynamic_limit,
     no_custom_timesteps,
     ramp_of,
 )
-from sfumato.schedulers.sigma import SteppedScheduler
+from sfumato.schedulers.stepped import SteppedScheduler
 
 MAX_SOLVER_ORDER = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class SolverConfig(SchedulerConfig):
-    """Settings that the solvers share.
+class WaySolverConfig(TrainedConfig):
+    """Settings of how all solvers go.
 
     Attributes:
-        solver_order: how many answers of the network a step uses.
         thresholding: dynamic thresholding of the denoised picture, by the quantile
             ``dynamic_thresholding_ratio``, up to ``sample_max_value``. Not for latents.
         lower_order_final: end with lower orders, which is steadier with few steps.
@@ -46,8 +48,6 @@ class SolverConfig(SchedulerConfig):
         use_exponential_sigmas: spread them evenly in their logarithm.
         use_beta_sigmas: spread them by a beta distribution.
         use_flow_sigmas: spread them as flow matching does, shifted by ``flow_shift``.
-        use_dynamic_shifting: allow ``mu`` in ``set_timesteps``.
-        time_shift_type: how ``mu`` becomes ``flow_shift``; only ``exponential``.
     """
 
     pin_last: ClassVar[bool] = True
@@ -58,7 +58,6 @@ class SolverConfig(SchedulerConfig):
         "flow_prediction",
     )
 
-    solver_order: int = 2
     thresholding: bool = False
     dynamic_thresholding_ratio: float = 0.995
     sample_max_value: float = 1.0
@@ -68,26 +67,35 @@ class SolverConfig(SchedulerConfig):
     use_beta_sigmas: bool = False
     use_flow_sigmas: bool = False
     flow_shift: float = 1.0
-    use_dynamic_shifting: bool = False
-    time_shift_type: str = "exponential"
 
     def validate(self) -> None:
         super().validate()
-        if not 1 <= self.solver_order <= MAX_SOLVER_ORDER:
-            raise ConfigError(
-                f"`solver_order` has to be from 1 to {MAX_SOLVER_ORDER} but is {self.solver_order}."
-            )
         if self.flow_shift <= 0:
             raise ConfigError(f"`flow_shift` has to be positive but is {self.flow_shift}.")
 
     @property
     def limit(self) -> Limit | None:
         """Dynamic thresholding, if it is on."""
-        if not self.thresholding:
-            return None
-        return Limit(
-            quantile=self.dynamic_thresholding_ratio, maximum=max(self.sample_max_value, 1.0)
-        )
+        return dynamic_limit(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolverConfig(WaySolverConfig):
+    """Settings that most solvers share.
+
+    Attributes:
+        solver_order: how many answers of the network a step uses.
+        use_dynamic_shifting: allow ``mu`` in ``set_timesteps``.
+        time_shift_type: how ``mu`` becomes ``flow_shift``; only ``exponential``.
+    """
+
+    solver_order: int = 2
+    use_dynamic_shifting: bool = False
+    time_shift_type: str = "exponential"
+
+    def validate(self) -> None:
+        super().validate()
+        check_order(self, "solver_order", MAX_SOLVER_ORDER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,11 +111,19 @@ class SpacedSolverConfig(SolverConfig):
     steps_offset: int = 0
 
 
-S = TypeVar("S", bound=SolverConfig)
+def check_order(config: SchedulerConfig, field: str, most: int) -> None:
+    """Raise `ConfigError` for an order out of range."""
+    if not 1 <= config[field] <= most:
+        raise ConfigError(f"`{field}` has to be from 1 to {most} but is {config[field]}.")
+
+
+S = TypeVar("S", bound=WaySolverConfig)
 
 
 class SolverScheduler(SteppedScheduler[S]):
     """A scheduler on ``x = alpha * image + sigma * noise`` that passes through sigmas."""
+
+    tuple_has_image: ClassVar[bool] = False
 
     def _prepare(self) -> None:
         super()._prepare()
@@ -167,10 +183,10 @@ class SolverScheduler(SteppedScheduler[S]):
         else:
             n = checked_steps(steps, len(self))
             points = solver_timesteps(
-                config.get("timestep_spacing", "linspace"),
+                self._settings.get("timestep_spacing", "linspace"),
                 n,
                 self._acp,
-                offset=config.get("steps_offset", 0),
+                offset=self._settings.get("steps_offset", 0),
                 lambda_min=lambda_min,
             )
         flow = bool(config.use_flow_sigmas) and ramp.kind is None
@@ -186,7 +202,8 @@ class SolverScheduler(SteppedScheduler[S]):
 
     def _shift(self, mu: float) -> None:
         config = self._settings
-        if not config.use_dynamic_shifting or config.time_shift_type != "exponential":
+        allowed = config.get("use_dynamic_shifting")
+        if not allowed or config.get("time_shift_type") != "exponential":
             raise InputError(
                 "`mu` needs `use_dynamic_shifting = True` and `time_shift_type = 'exponential'`."
             )
@@ -202,10 +219,10 @@ class SolverScheduler(SteppedScheduler[S]):
         self._way = make(timesteps, self.sigmas.double().numpy())
         self.timesteps = torch.from_numpy(timesteps).to(device)
 
-    def _way_from(self, start: int) -> Schedule:
-        self._require_timesteps()
-        assert self._way is not None
-        return self._way[start:]
+    def _frame(self, start: int) -> Frame:
+        """The calls of ``timesteps[start:]``."""
+        config = self._settings
+        return as_trained(self._way_from(start), config.prediction_type, limit=config.limit)
 
 
 _RAMP_SWITCHES = (

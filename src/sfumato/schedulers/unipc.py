@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import torch
 
 from sfumato.diffusion import samplers
-from sfumato.diffusion.plan import Plan
+from sfumato.diffusion.plan import Limit, Plan
 from sfumato.errors import ConfigError
-from sfumato.schedulers.base import SchedulerOutput
 from sfumato.schedulers.config import SchedulerConfig
 from sfumato.schedulers.solver import SolverScheduler, SpacedSolverConfig
+from sfumato.schedulers.stepped import plain_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,11 @@ class UniPCMultistepConfig(SpacedSolverConfig):
         if not self.predict_x0 and self.prediction_type == "flow_prediction":
             raise ConfigError("`predict_x0 = False` does not know flow_prediction.")
 
+    @property
+    def limit(self) -> Limit | None:
+        """Dynamic thresholding, if it is on and pictures are extrapolated."""
+        return super().limit if self.predict_x0 else None
+
 
 class UniPCMultistepScheduler(SolverScheduler[UniPCMultistepConfig]):
     """UniPC (arXiv:2302.04867)."""
@@ -85,24 +90,13 @@ class UniPCMultistepScheduler(SolverScheduler[UniPCMultistepConfig]):
         """The table for ``timesteps[start:]``."""
         config = self._settings
         return samplers.unipc(
-            self._way_from(start),
-            config.prediction_type,
+            self._frame(start),
             order=config.solver_order,
             solver_type=config.solver_type,
             predict_x0=bool(config.predict_x0),
             lower_order_final=bool(config.lower_order_final),
             disable_corrector=config.disable_corrector,
-            limit=config.limit,
             start=start,
         )
 
-    def step(
-        self,
-        model_output: torch.Tensor,
-        timestep: int | torch.Tensor,
-        sample: torch.Tensor,
-        return_dict: bool = True,
-    ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
-        """The next step; arguments as of `DPMSolverMultistepScheduler.step`."""
-        previous, denoised = self._advance(sample, model_output, timestep)
-        return SchedulerOutput(previous, denoised) if return_dict else (previous,)
+    step = plain_step
