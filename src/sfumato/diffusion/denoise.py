@@ -65,9 +65,10 @@ def denoise(
         InputError: when the plan needs noise and there is none.
 
     >>> import numpy as np, torch
-    >>> from sfumato.diffusion import samplers, schedule
+    >>> from sfumato.diffusion import frame, samplers, schedule
     >>> sigmas = [*schedule.karras_sigmas(0.03, 14.6, 8), 0.0]
-    >>> plan = samplers.euler(schedule.Schedule.from_sigmas(np.arange(8, 0, -1), sigmas))
+    >>> way = schedule.Schedule.from_sigmas(np.arange(8, 0, -1), sigmas)
+    >>> plan = samplers.euler(frame.over_sigma(way))
     >>> picture = torch.full((1, 4, 2, 2), 0.5)
     >>> def model(x, timestep, context):           # a perfect network: it knows the picture
     ...     sigma = sigmas[8 - int(timestep)]

@@ -10,7 +10,8 @@ network says so completely. With ``x`` the picture in progress:
     x        = base, output, denoised, noise of this call and of earlier calls, weighted
 
 Torch and JAX read the same table. It keeps no counter, so it is safe to share between threads,
-can be started in the middle and written to JSON; `advance` applies a row.
+can be started in the middle and written to JSON; `advance` applies a row. `frame` says what x is,
+and `samplers.moves` fills tables in.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from sfumato.diffusion.schedule import Array, Levels, Timesteps
+from sfumato.config import check_choice
+from sfumato.diffusion.schedule import Array, Timesteps
 from sfumato.errors import ConfigError, did_you_mean
 
 
@@ -60,7 +62,7 @@ class Plan:
     """A sampler's table. ``n`` rows, one per call of the network; ``h`` earlier calls are used.
 
     Attributes:
-        timesteps: ``(n,)``, int64 or float32; what the network is told.
+        timesteps: ``(n,)``, int64, float32 or float64; what the network is told.
         sigmas: ``(n,)``, ratio sigma / alpha of the noise in ``x`` before the call.
         input_scale: ``(n,)``.
         denoised: ``(n, 3)``, weights of this call's x, output, noise.
@@ -103,7 +105,7 @@ class Plan:
         """Lists and numbers, ready for JSON."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         plain = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in values.items()}
-        plain["integer_timesteps"] = bool(np.issubdtype(self.timesteps.dtype, np.integer))
+        plain["timesteps_dtype"] = self.timesteps.dtype.name
         plain["limit"] = None if self.limit is None else vars(self.limit)
         return plain
 
@@ -114,7 +116,7 @@ class Plan:
         Raises:
             ConfigError: for a key that is missing or unknown.
         """
-        known = {f.name for f in fields(cls)} | {"integer_timesteps"}
+        known = {f.name for f in fields(cls)} | {"timesteps_dtype"}
         for key in values:
             if key not in known:
                 raise ConfigError(f"A plan has no field '{key}'.{did_you_mean(key, known)}")
@@ -124,62 +126,14 @@ class Plan:
             name: np.asarray(values[name], dtype=np.float64)
             for name in ("sigmas", "input_scale", "denoised", "base", "update")
         }
-        dtype = np.int64 if values["integer_timesteps"] else np.float32
+        check_choice("timesteps_dtype", values["timesteps_dtype"], ("int64", "float32", "float64"))
         log_variance, limit = values["log_variance"], values["limit"]
         return cls(
-            timesteps=np.asarray(values["timesteps"], dtype=dtype),
+            timesteps=np.asarray(values["timesteps"], dtype=values["timesteps_dtype"]),
             draws=np.asarray(values["draws"], dtype=bool),
             init_sigma=float(values["init_sigma"]),
             noise_in_float32=bool(values["noise_in_float32"]),
             log_variance=None if log_variance is None else np.asarray(log_variance, dtype=float),
             limit=None if limit is None else Limit(**limit),
             **arrays,
-        )
-
-
-# --- Building blocks that samplers share ------------------------------------------------------
-
-
-def blank(rows: int, depth: int = 0) -> tuple[Array, Array]:
-    """``base`` (each row starting from x) and ``update`` (all zero), to be filled in."""
-    base = np.zeros((rows, depth + 1, len(Column)))
-    base[:, 0, X] = 1
-    return base, np.zeros_like(base)
-
-
-def to_denoised(levels: Levels, prediction: str) -> Array:
-    """Weights ``(n, 3)`` that turn x and the network's output into the denoised picture.
-
-    For ``x = alpha * image + sigma * noise``. Predictions: ``epsilon`` (the noise),
-    ``v_prediction`` (alpha * noise - sigma * image, arXiv:2202.00512), ``sample`` (the image),
-    ``flow_prediction`` (noise - image, with alpha = 1 - sigma).
-    """
-    alpha, sigma = levels.alpha, levels.sigma
-    zero, one = np.zeros_like(alpha), np.ones_like(alpha)
-    if prediction == "epsilon":
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.stack([1 / alpha, -sigma / alpha, zero], axis=1)
-    if prediction == "v_prediction":
-        return np.stack([alpha, -sigma, zero], axis=1)
-    if prediction == "flow_prediction":
-        return np.stack([one, -sigma, zero], axis=1)
-    if prediction in ("sample", "original_sample"):
-        return np.stack([zero, one, zero], axis=1)
-    raise ConfigError(
-        f"prediction_type given as {prediction} must be one of `epsilon`, `sample`, or"
-        " `v_prediction`"
-    )
-
-
-def to_epsilon(levels: Levels, prediction: str) -> Array:
-    """Weights ``(n, 2)`` that turn x and the network's output into the predicted noise."""
-    alpha, sigma = levels.alpha, levels.sigma
-    if prediction == "epsilon":
-        return np.stack([np.zeros_like(alpha), np.ones_like(alpha)], axis=1)
-    if prediction == "v_prediction":
-        return np.stack([sigma, alpha], axis=1)
-    to_image = to_denoised(levels, prediction)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.stack(
-            [(1 - alpha * to_image[:, 0]) / sigma, -alpha * to_image[:, 1] / sigma], axis=1
         )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from sfumato.diffusion.plan import BASE, DENOISED, NOISE, Limit, Plan, blank, to_denoised
-from sfumato.diffusion.schedule import Schedule
+from sfumato.diffusion.frame import Frame
+from sfumato.diffusion.plan import BASE, DENOISED, NOISE, Plan
+from sfumato.diffusion.samplers.moves import blank
 from sfumato.errors import ConfigError
 
 VARIANCES: tuple[str, ...] = (
@@ -17,46 +18,27 @@ VARIANCES: tuple[str, ...] = (
 )
 
 
-def ddpm(
-    schedule: Schedule,
-    prediction: str = "epsilon",
-    *,
-    variance: str = "fixed_small",
-    limit: Limit | None = None,
-) -> Plan:
+def ddpm(frame: Frame, *, variance: str = "fixed_small") -> Plan:
     """The posterior of equation 7, with fresh noise before every timestep but 0.
 
     Args:
-        schedule: the way.
-        prediction: what the network predicts.
+        frame: of the run, as trained.
         variance: of the noise. ``fixed_small`` is the posterior's own, ``fixed_large`` that of
             the forward process; ``_log`` makes no difference. With ``learned_range`` the network
             has twice the channels and chooses between the two (arXiv:2102.09672).
-        limit: clip or threshold for ``denoised``.
     """
     if variance not in VARIANCES:
         allowed = ", ".join(repr(name) for name in VARIANCES)
         raise ConfigError(f"`variance_type` is {variance!r}; it has to be one of {allowed}.")
-    now, following = schedule.now, schedule.next
+    now, following = frame.now, frame.next
     kept = (now.alpha / following.alpha) ** 2
     small = np.maximum((following.sigma / now.sigma) ** 2 * (1 - kept), 1e-20)
     large = 1 - kept
-    draws = schedule.timesteps > 0
+    draws = frame.timesteps > 0
     deviation = np.sqrt(large if variance.startswith("fixed_large") else small)
-    base, update = blank(len(schedule))
+    base, update = blank(len(frame))
     update[:, 0, BASE] = np.sqrt(kept) * (following.sigma / now.sigma) ** 2
     update[:, 0, DENOISED] = following.alpha * (1 - kept) / now.sigma**2
     update[:, 0, NOISE] = np.where(draws, 1.0 if variance == "learned_range" else deviation, 0)
-    return Plan(
-        timesteps=schedule.timesteps,
-        sigmas=now.ratio,
-        input_scale=np.ones(len(schedule)),
-        denoised=to_denoised(now, prediction),
-        base=base,
-        update=update,
-        draws=draws,
-        limit=limit,
-        log_variance=(
-            np.log(np.stack([small, large], axis=1)) if variance == "learned_range" else None
-        ),
-    )
+    bounds = np.log(np.stack([small, large], axis=1)) if variance == "learned_range" else None
+    return frame.plan(base, update, draws=draws, log_variance=bounds)

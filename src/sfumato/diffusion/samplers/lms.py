@@ -1,67 +1,33 @@
-"""Linear multistep method (Adams-Bashforth with uneven steps), in sigma space."""
+"""Linear multistep method (Adams-Bashforth with uneven steps) over sigma."""
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.polynomial import Polynomial
 
-from sfumato.diffusion.plan import BASE, Plan, blank
-from sfumato.diffusion.samplers.euler import derivative, in_sigma_space
-from sfumato.diffusion.schedule import Array, Schedule
+from sfumato.diffusion.frame import Frame
+from sfumato.diffusion.plan import Plan
+from sfumato.diffusion.samplers.exponential import polynomial
+from sfumato.diffusion.samplers.moves import Move, moving
+from sfumato.diffusion.schedule import Array
 
 
-def lms(
-    schedule: Schedule,
-    prediction: str = "epsilon",
-    *,
-    order: int = 4,
-    init_sigma: float | None = None,
-    earlier: Array | None = None,
-) -> Plan:
-    """Integrate the polynomial through the last slopes ``dx / dsigma``.
+def lms(frame: Frame, *, order: int = 4, earlier: Array | None = None) -> Plan:
+    """Integrate the polynomial through the last slopes ``dx / dsigma``, which are the noises.
 
     Args:
-        schedule: the way.
-        prediction: what the network predicts.
+        frame: of the run, over sigma.
         order: how many slopes at most.
-        init_sigma: noise at the start; the first sigma if not given.
-        earlier: sigmas before the first one, if ``schedule`` is the end of a longer way. They
+        earlier: sigmas before the first one, if ``frame`` is the end of a longer way. They
             shape the polynomials as if their slopes were known, as in diffusers.
     """
-    sigma, end, scale, denoised = in_sigma_space(schedule, prediction)
     before = np.zeros(0) if earlier is None else earlier
-    sigmas, n = np.concatenate([before, sigma]), len(schedule)
-    slopes = derivative(sigma, denoised)
-    base, update = blank(n, max(min(order, n) - 1, 0))
-    update[:, 0, BASE] = 1
-    for row in range(n):
+    sigmas = np.concatenate([before, frame.now.sigma])
+    moves = []
+    for row in range(len(frame)):
         place = len(before) + row
         nodes = sigmas[max(place + 1 - order, 0) : place + 1][::-1]
-        for age in range(min(len(nodes), row + 1)):
-            weight = lagrange_integral(nodes, age, sigma[row], end[row])
-            update[row, age] += weight * slopes[row - age]
-    return Plan(
-        timesteps=schedule.timesteps,
-        sigmas=sigma,
-        input_scale=scale,
-        denoised=denoised,
-        base=base,
-        update=update,
-        draws=np.zeros(n, dtype=bool),
-        init_sigma=float(sigma[0]) if init_sigma is None else init_sigma,
-    )
-
-
-def lagrange(nodes: Array, which: int) -> Polynomial:
-    """The polynomial that is 1 at ``nodes[which]`` and 0 at the other nodes."""
-    product = Polynomial([1.0])
-    for other in np.delete(nodes, which):
-        product *= Polynomial([-other, 1.0]) / (nodes[which] - other)
-    return product
-
-
-def lagrange_integral(nodes: Array, which: int, start: float, end: float) -> float:
-    """Integral of `lagrange` from ``start`` to ``end``."""
-    # Around the start, where the numbers are small.
-    whole = lagrange(nodes - start, which).integ()
-    return float(whole(end - start))
+        length = frame.next.sigma[row] - nodes[0]
+        moments = length / np.arange(1, len(nodes) + 1)
+        answers = polynomial(moments, (nodes - nodes[0]) / length)
+        moves.append(Move(1.0, answers[: row + 1]))
+    return moving(frame, frame.answers(image=False), moves)

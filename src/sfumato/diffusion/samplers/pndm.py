@@ -12,8 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sfumato.diffusion.plan import BASE, OUTPUT, Plan, X, blank, to_denoised, to_epsilon
-from sfumato.diffusion.schedule import Array, Levels
+from sfumato.diffusion.frame import Frame, as_trained, to_epsilon
+from sfumato.diffusion.plan import BASE, OUTPUT, Plan, X
+from sfumato.diffusion.samplers.moves import Move, blank, moving
+from sfumato.diffusion.schedule import Array, Levels, Schedule
 
 #: Adams-Bashforth weights by number of answers, newest first.
 ADAMS_BASHFORTH = {
@@ -75,16 +77,23 @@ def pndm(
         update[i, 0, BASE] = keep[i] + push[i] * epsilon[i, 0]
         for age, weight in row.mix.items():
             update[i, age, OUTPUT] = push[i] * epsilon[i, 1] * weight
-    now = levels(timesteps.tolist())
-    return Plan(
-        timesteps=timesteps,
-        sigmas=now.ratio,
-        input_scale=np.ones(len(rows)),
-        denoised=to_denoised(now, prediction),
-        base=base,
-        update=update,
-        draws=np.zeros(len(rows), dtype=bool),
-    )
+    way = Schedule(timesteps, levels(timesteps.tolist()), end)
+    return as_trained(way, prediction).plan(base, update)
+
+
+def ipndm(frame: Frame) -> Plan:
+    """PNDM without a start of its own: from fewer answers until there are four.
+
+    Args:
+        frame: of the run, as trained. Its first level may be pure noise: the step from there
+            keeps the noise and nothing else.
+    """
+    now, following = frame.now, frame.next
+    keep = following.alpha / np.maximum(now.alpha, 1e-8)
+    push = following.sigma - keep * now.sigma
+    weights = [ADAMS_BASHFORTH[min(row + 1, 4)] for row in range(len(frame))]
+    moves = [Move(keep[i], [push[i] * weight for weight in w]) for i, w in enumerate(weights)]
+    return moving(frame, frame.answers(image=False), moves)
 
 
 def _plms_rows(timesteps: NDArray[np.int64], stride: int) -> list[_Row]:
