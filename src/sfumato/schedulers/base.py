@@ -75,7 +75,11 @@ class Scheduler(Generic[C]):
 
     def _prepare(self) -> None:
         """Make the training table, and forget any run."""
+        self.num_inference_steps = None
+        self._run: PlanRun | None = None
         noise = self._settings.noise
+        if noise is None:
+            return
         self._acp = alphas_cumprod(noise)
         self.betas = torch.from_numpy(betas(noise))
         self.alphas = 1.0 - self.betas
@@ -83,8 +87,6 @@ class Scheduler(Generic[C]):
         # As `schedule.training_sigmas`, but with torch's root, which on some processors has another
         # last bit: a sigma at a whole timestep is then found there, and not just below.
         self._sigma_table = (((1 - acp) / acp) ** 0.5).double().numpy()
-        self.num_inference_steps = None
-        self._run: PlanRun | None = None
 
     # --- Configuration ---
 
@@ -180,7 +182,7 @@ class Scheduler(Generic[C]):
         return storage.compatible_classes(type(self))
 
     def __len__(self) -> int:
-        return self._settings.num_train_timesteps
+        return self._settings["num_train_timesteps"]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} {storage.config_text(type(self).__name__, self.config)}"
