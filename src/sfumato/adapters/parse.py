@@ -196,7 +196,8 @@ def build_layer(
         AdapterError: when tensors are missing, of two kinds at once, not finite, or do not fit.
     """
     for name, tensor in leaves.items():
-        if not tensor.is_floating_point() and name not in _NUMBERS:
+        integer = not tensor.is_floating_point() and not tensor.is_complex()
+        if not tensor.is_floating_point() and not (integer and name in _NUMBERS):
             raise AdapterError(f"{name} has the unsupported dtype {tensor.dtype}")
         if not is_finite(tensor):
             raise AdapterError(f"{name} holds NaN or infinite numbers")

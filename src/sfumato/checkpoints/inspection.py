@@ -25,7 +25,7 @@ from sfumato.checkpoints.original.prediction import choose_prediction
 from sfumato.checkpoints.places import model_root, read_config
 from sfumato.checkpoints.recognise import BASES, recognise
 from sfumato.checkpoints.source import Source, open_source, shapes_of
-from sfumato.checkpoints.torch_file import ZIP_START, read_torch_file
+from sfumato.checkpoints.torch_file import ZIP_START, read_torch_file, table_of
 from sfumato.checkpoints.torch_rebuild import StoredTensor
 from sfumato.checkpoints.weight_files import parse_name
 from sfumato.errors import CheckpointError
@@ -248,7 +248,7 @@ def _embedding_in_pickle(path: Path) -> dict[str, Any] | None:
     if start not in (b"PK", b"\x80\x02"):
         return None
     content = read_torch_file(path).content
-    table = content.get("string_to_param") if isinstance(content, Mapping) else None
+    table = table_of(content.get("string_to_param")) if isinstance(content, Mapping) else None
     vectors = [v for v in table.values() if isinstance(v, StoredTensor)] if table else []
     if not vectors or not vectors[0].shape:
         return None

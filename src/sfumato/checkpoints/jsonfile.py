@@ -18,6 +18,10 @@ from sfumato.errors import ConfigError
 MAX_CONFIG_BYTES = 2**20
 
 
+#: More digits than any number that means something; Python's own integers would take thousands.
+_LONG_INTEGER = re.compile("[0-9]{100}")
+
+
 class _Strict(ValueError):
     """Raised by the parser's hooks: a message, and a pattern that finds the place in the text."""
 
@@ -64,6 +68,7 @@ def parse_json(text: str, label: str, *, allow_infinity: bool = False) -> dict[s
             object_pairs_hook=_unique_keys,
             parse_constant=_infinity if allow_infinity else _no_constant,
             parse_float=_finite,
+            parse_int=_no_integer_of_such_length if _LONG_INTEGER.search(text) else None,
         )
     except json.JSONDecodeError as error:
         raise ConfigError(f"{label}, line {error.lineno}: not JSON: {error.msg}.") from None
@@ -71,9 +76,6 @@ def parse_json(text: str, label: str, *, allow_infinity: bool = False) -> dict[s
         raise ConfigError(f"{label}, line {_line(text, error.pattern)}: {error}.") from None
     except RecursionError:
         raise ConfigError(f"{label}, line 1: not JSON: nested too deeply.") from None
-    except ValueError:  # the one left is Python's limit on the digits of an integer
-        line = _line(text, "[0-9]{4000}")
-        raise ConfigError(f"{label}, line {line}: the number is too long.") from None
     if not isinstance(value, dict):
         raise ConfigError(
             f"{label}, line 1: an object in braces is needed, found {type(value).__name__}."
@@ -123,6 +125,12 @@ def _finite(digits: str) -> float:
     if math.isinf(value):
         raise _Strict(f"the number {digits[:40]} is too large", re.escape(digits))
     return value
+
+
+def _no_integer_of_such_length(digits: str) -> int:
+    if _LONG_INTEGER.search(digits):
+        raise _Strict("the number is too long", _LONG_INTEGER.pattern)
+    return int(digits)
 
 
 def _line(text: str, pattern: str) -> int:

@@ -217,6 +217,17 @@ def _legacy_places(
 # Tensors
 
 
+def table_of(value: Any) -> Mapping[Any, Any] | None:
+    """The entries of a dictionary, or of the module that served as one in old files."""
+    if isinstance(value, Opaque):
+        state = value.state if isinstance(value.state, Mapping) else {}
+        inner = value.items or state.get("_parameters") or state
+        if not isinstance(inner, Mapping):
+            return None
+        return {k: v for k, v in inner.items() if isinstance(v, StoredTensor)}
+    return value if isinstance(value, Mapping) else None
+
+
 def stored_tensors(file: TorchFile) -> dict[str, StoredTensor]:
     """The table of tensors in a checkpoint, wherever it lies; its tensors are checked.
 

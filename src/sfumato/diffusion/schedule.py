@@ -26,6 +26,9 @@ Array: TypeAlias = NDArray[np.float64]
 Timesteps: TypeAlias = NDArray[Any]  # int64 or float32, as the sampler gives them
 Spacing: TypeAlias = Literal["leading", "linspace", "trailing"]
 SPACINGS: tuple[str, ...] = ("linspace", "leading", "trailing")
+#: Less than this of an image's variance is nothing: its ratio to the noise would overflow float32.
+_LEAST_SIGNAL = 2.0**-100
+
 BETA_SCHEDULES: tuple[str, ...] = ("linear", "scaled_linear", "squaredcos_cap_v2", "exp", "sigmoid")
 
 
@@ -145,8 +148,24 @@ def betas(noise: NoiseConfig) -> NDArray[np.float32]:
 
 
 def alphas_cumprod(noise: NoiseConfig) -> Array:
-    """Share of the image's variance left at each training timestep (the paper's alpha bar)."""
-    values = _cumprod32(np.float32(1) - betas(noise)).astype(np.float64)
+    """Share of the image's variance left at each training timestep (the paper's alpha bar).
+
+    Raises:
+        ConfigError: unless there is some noise at the first and something left of the image at
+            all but a last one that is meant to be pure noise.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):  # what they would warn of is refused
+        values = _cumprod32(np.float32(1) - betas(noise)).astype(np.float64)
+    signal = values[:-1] if noise.rescale_betas_zero_snr else values
+    falls = bool((np.diff(values) < 0).all()) and 0.0 <= values[-1] and values[0] < 1.0
+    if not falls or (signal < _LEAST_SIGNAL).any():
+        raise ConfigError(
+            f"With these betas ({noise.beta_schedule!r}, {noise.beta_start:g} to"
+            f" {noise.beta_end:g}, {noise.num_train_timesteps} timesteps) the training timesteps do"
+            " not lead from a picture with a little noise to noise with a little of the picture.",
+            hint="Take the betas that the model was trained with; Stable Diffusion has 0.00085 to"
+            " 0.012, 'scaled_linear'.",
+        )
     if noise.rescale_betas_zero_snr and noise.pin_last:
         values[-1] = 2.0**-24
     return values
