@@ -116,7 +116,9 @@ def test_all_of_them_together_load_no_torch_either() -> None:
 def test_the_prompt_the_schedule_and_the_samplers_know_no_torch() -> None:
     paths = [PACKAGE / "diffusion" / "schedule.py", *PACKAGE.glob("diffusion/samplers/*.py")]
     assert len(paths) > 3
-    for path in [*paths, *PACKAGE.glob("text/prompt*.py")]:
+    prompt = list(PACKAGE.glob("text/prompt/*.py"))
+    assert len(prompt) > 3
+    for path in [*paths, *prompt]:
         assert "torch" not in packages(path), relative(path)
 
 
