@@ -54,7 +54,8 @@ def denoise(
     Args:
         model: ``(x, timestep, context) -> output``, shapes alike.
         x: start, ``(n, channels, height, width)``, already multiplied by ``plan.init_sigma``.
-        context: handed to the model; with guidance on, negative half first.
+        context: handed to the model; with guidance on, negative half first. A function gives
+            the context of each row.
         plan: a sampler's table, or anything with the methods of `Solver`.
         guidance: scale of classifier-free guidance, or a function (see `guidance`).
         noise: needed by samplers that add noise.
@@ -86,15 +87,18 @@ def denoise(
         return noise.draw(x.shape, dtype, x.device)
 
     for row in range(len(solver)):
+        seen_context = context(row) if callable(context) else context
         timestep = solver.timesteps[row]
         seen = solver.network_input(row, x)
-        output = as_guidance(guidance)(model, seen, timestep, context)
+        output = as_guidance(guidance)(model, seen, timestep, seen_context)
         x, denoised = solver.step(row, x, output, draw)
         if check_finite and not torch.isfinite(x).all():
             raise NumericalError(
                 f"NaN or infinity in step {row + 1} of {len(solver)}, timestep {timestep:g}.",
                 hint="16-bit floats overflow in some models: try float32 or bfloat16.",
             )
-        step = Step(x, context, guidance, row, timestep, denoised, output)
+        step = Step(x, seen_context, guidance, row, timestep, denoised, output)
         yield step
-        x, context, guidance = step.x, step.context, step.guidance
+        x, guidance = step.x, step.guidance
+        if step.context is not seen_context:  # a consumer's change goes before what was planned
+            context = step.context

@@ -30,10 +30,15 @@ class ClassifierFree:
         scale: a number, or one per picture.
         rescale: share of the result brought back to the contrast of the positive answer
             (arXiv:2305.08891, section 3.4).
+        weights: for prompts of several parts, each picture's weights of its parts; the context
+            then has a positive block of all pictures for each part. The guided answer goes from
+            the negative one by the weighted sum of what the parts differ from it
+            (arXiv:2206.01714). None stands for one part of weight 1.
     """
 
     scale: float | Sequence[float] = 7.5
     rescale: float = 0.0
+    weights: Sequence[Sequence[float]] | None = None
 
     def __post_init__(self) -> None:
         for value in (*_as_list(self.scale), self.rescale):
@@ -50,9 +55,26 @@ class ClassifierFree:
     ) -> torch.Tensor:
         if not self.doubles:
             return network(x, timestep, context)
-        negative, positive = network(torch.cat([x, x]), timestep, context).chunk(2)
+        negative, *answers = self._ask(network, x, timestep, context)
+        positive = self._compose(negative, answers)
         guided = negative + self._scale_like(positive) * (positive - negative)
         return rescale_noise_cfg(guided, positive, self.rescale) if self.rescale > 0 else guided
+
+    def _ask(
+        self, network: Network, x: torch.Tensor, timestep: torch.Tensor, context: Any
+    ) -> tuple[torch.Tensor, ...]:
+        """The network's answer to the negative prompt, then to each part of the prompt."""
+        halves = 2 if self.weights is None else 1 + len(self.weights[0])
+        return network(torch.cat([x] * halves), timestep, context).chunk(halves)
+
+    def _compose(self, negative: torch.Tensor, answers: list[torch.Tensor]) -> torch.Tensor:
+        """The positive answer: that of the only part, or the weighted sum of all."""
+        if self.weights is None:
+            return answers[0]
+        weights = torch.tensor(self.weights, dtype=negative.dtype, device=negative.device)
+        shape = (-1, *[1] * (negative.ndim - 1))
+        parts = zip(answers, weights.unbind(1), strict=True)
+        return negative + sum(w.view(shape) * (answer - negative) for answer, w in parts)
 
     def _scale_like(self, x: torch.Tensor) -> float | torch.Tensor:
         if isinstance(self.scale, int | float):

@@ -13,7 +13,8 @@ the network, something to do after each step. Pipelines are lists of pieces.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,11 +22,14 @@ from torch import Tensor
 
 from sfumato.diffusion.denoise import Step, denoise
 from sfumato.diffusion.foreign import SchedulerRun
+from sfumato.diffusion.guidance import ClassifierFree, Guidance
 from sfumato.diffusion.run import Solver
 from sfumato.errors import InputError
-from sfumato.pipelines import stages
+from sfumato.pipelines import prompting, stages
+from sfumato.pipelines.prompting import Wording
 from sfumato.pipelines.request import Request
 from sfumato.pipelines.watch import Watcher
+from sfumato.text.contexts import ContextScript
 
 #: ``(x, timestep, context, **inputs) -> output``; ``inputs`` are further arguments of the UNet.
 Network = Callable[..., Tensor]
@@ -43,6 +47,8 @@ class Drawing:
         timesteps: those to pass through.
         steps: how many steps these are; a step may take several timesteps.
         context: the embedded prompts; in guidance with the negative half.
+        script: the context of each step, for prompts that change; None when all have `context`.
+        weights: for each picture those of the parts of its prompt; None for one part of weight 1.
         x: the latents to begin with; a piece has to set them.
         tensors: what callbacks may ask for besides latents and context, by name. Pieces keep here
             what callbacks may change.
@@ -57,6 +63,8 @@ class Drawing:
     timesteps: Tensor
     steps: int
     context: Tensor
+    script: ContextScript | None = None
+    weights: tuple[tuple[float, ...], ...] | None = None
     x: Tensor | None = None
     tensors: dict[str, Tensor | None] = field(default_factory=dict)
     row: int = 0
@@ -70,6 +78,15 @@ class Drawing:
     def guided(self) -> bool:
         """Whether the network is asked with the negative prompt as well."""
         return self.pipeline.do_classifier_free_guidance
+
+    def guidance(self) -> Guidance | None:
+        """How to ask the network in the next step; callbacks may change it from step to step."""
+        guidance = self.pipeline._guidance()
+        if self.weights is None or guidance is None:
+            return guidance
+        if not isinstance(guidance, ClassifierFree):
+            raise InputError(f"{type(self.pipeline).__name__} takes no prompts with AND.")
+        return replace(guidance, weights=self.weights)
 
 
 class Piece:
@@ -115,8 +132,13 @@ def draw(
         The pipeline's output object, or a tuple as ``request.return_dict`` says.
     """
     request.check(pipeline.scheduler.config.get("num_train_timesteps", 1000))
-    with pipeline._running(request.state()), stages.borrow(pipeline.scheduler) as scheduler:
-        drawing = _begin(pipeline, request, scheduler, strength)
+    wording = prompting.read_wording(pipeline, request)
+    with (
+        pipeline._running(request.state()),
+        stages.borrow(pipeline.scheduler) as scheduler,
+        prompting.acting(pipeline, wording, int(request.num_images_per_prompt)),
+    ):
+        drawing = _begin(pipeline, request, wording, scheduler, strength)
         conditions = pipeline._conditions(
             request.ip_adapter_image,
             request.ip_adapter_image_embeds,
@@ -124,6 +146,9 @@ def draw(
             drawing.dtype,
             drawing.device,
         )
+        if drawing.weights is not None:
+            parts = len(drawing.weights[0])
+            conditions = prompting.repeat_positive(conditions, drawing.pictures, parts)
         for piece in pieces:
             piece.prepare(drawing)
         latents = _denoise(drawing, pieces, conditions)
@@ -137,9 +162,51 @@ def draw(
     return tuple(getattr(output, entry.name) for entry in fields(output))
 
 
-def _begin(pipeline: Any, request: Request, scheduler: Any, strength: float | None) -> Drawing:
+def _begin(
+    pipeline: Any,
+    request: Request,
+    wording: Wording | None,
+    scheduler: Any,
+    strength: float | None,
+) -> Drawing:
     """The drawing with its prompts embedded and its timesteps chosen."""
     device = pipeline._execution_device
+    timesteps, steps = stages.retrieve_timesteps(
+        scheduler, request.num_inference_steps, device, request.timesteps, request.sigmas
+    )
+    if strength is not None:
+        timesteps, steps = stages.last_timesteps(scheduler, steps, strength)
+    begin = _embed_literally if wording is None else partial(_embed_by_step, wording, steps)
+    return Drawing(
+        pipeline=pipeline,
+        request=request,
+        scheduler=scheduler,
+        device=device,
+        timesteps=timesteps,
+        steps=steps,
+        **begin(pipeline, request, device),
+    )
+
+
+def _embed_by_step(
+    wording: Wording, steps: int, pipeline: Any, request: Request, device: torch.device
+) -> dict[str, Any]:
+    """The fields of a `Drawing` that prompts in a syntax of their own make."""
+    made = prompting.embed(pipeline, request, wording, steps, device)
+    script = made.join(pipeline._join)
+    return {
+        "dtype": script.contexts[0].dtype,
+        "context": script.contexts[script.choice[0]],
+        "script": script,
+        "weights": made.weights,
+        "tensors": {
+            "negative_prompt_embeds": None if made.negative is None else made.negative.contexts[0]
+        },
+    }
+
+
+def _embed_literally(pipeline: Any, request: Request, device: torch.device) -> dict[str, Any]:
+    """The fields of a `Drawing` that prompts taken as they are make."""
     positive, negative = pipeline.encode_prompt(
         request.prompt,
         device,
@@ -152,22 +219,11 @@ def _begin(pipeline: Any, request: Request, scheduler: Any, strength: float | No
         clip_skip=request.clip_skip,
     )
     guided = pipeline.do_classifier_free_guidance and negative is not None
-    timesteps, steps = stages.retrieve_timesteps(
-        scheduler, request.num_inference_steps, device, request.timesteps, request.sigmas
-    )
-    if strength is not None:
-        timesteps, steps = stages.last_timesteps(scheduler, steps, strength)
-    return Drawing(
-        pipeline=pipeline,
-        request=request,
-        scheduler=scheduler,
-        device=device,
-        dtype=positive.dtype,
-        timesteps=timesteps,
-        steps=steps,
-        context=pipeline._join(positive, negative) if guided else positive,
-        tensors={"negative_prompt_embeds": negative},
-    )
+    return {
+        "dtype": positive.dtype,
+        "context": pipeline._join(positive, negative) if guided else positive,
+        "tensors": {"negative_prompt_embeds": negative},
+    }
 
 
 def _denoise(drawing: Drawing, pieces: tuple[Piece, ...], conditions: dict[str, Any]) -> Tensor:
@@ -196,12 +252,13 @@ def _denoise(drawing: Drawing, pieces: tuple[Piece, ...], conditions: dict[str, 
         solver = piece.solver(drawing, solver)
     pipeline._num_timesteps = len(solver)
     with Watcher(drawing, len(solver)) as watch:
-        for step in denoise(network, x, drawing.context, solver, pipeline._guidance()):
+        context = drawing.context if drawing.script is None else drawing.script.spread(len(solver))
+        for step in denoise(network, x, context, solver, drawing.guidance()):
             drawing.row = step.index + 1
             for piece in pieces:
                 piece.after_step(drawing, step)
             watch(step)
-            x, step.guidance = step.x, pipeline._guidance()
+            x, step.guidance = step.x, drawing.guidance()
             if pipeline.interrupt:
                 break
     return x

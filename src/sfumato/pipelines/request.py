@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 class Request:
     """Arguments of a call, under the names and with the meanings of `StableDiffusionPipeline`'s.
 
-    A pipeline whose call lacks one of them has the default here.
+    A pipeline whose call lacks one of them has the default here. These are not in diffusers:
+
+    Attributes:
+        prompt_syntax: ``"a1111"``, ``"a1111-no-norm"``, ``"comfyui"``, or ``"literal"``, which is
+            the default: how to read prompts; see docs/prompts.md.
+        loras: name to file of the LoRAs that a prompt's tags may name, besides those loaded.
     """
 
     prompt: str | list[str] | None = None
@@ -47,6 +52,8 @@ class Request:
     callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",)
     callback: Callable[..., Any] | None = None
     callback_steps: int | None = None
+    prompt_syntax: str | None = None
+    loras: Mapping[str, Any] | None = None
 
     @classmethod
     def read(cls, pipeline: Any, arguments: Mapping[str, Any]) -> Request:
@@ -84,6 +91,7 @@ class Request:
         for name in ("guidance_scale", "guidance_rescale", "image_guidance_scale"):
             checks.finite_number(name, getattr(self, name))
         checks.optional_dict("cross_attention_kwargs", self.cross_attention_kwargs)
+        checks.optional_dict("loras", self.loras)
         checks.finite_number("eta", self.eta, 0, 1)
         checks.check_steps(self.num_inference_steps, self.timesteps, self.sigmas, train_steps)
         most = checks.MAX_IMAGES_PER_PROMPT
@@ -115,3 +123,6 @@ class Request:
 
 
 _PARTS = ("unet", "scheduler", "vae")
+
+#: Arguments that diffusers' calls do not have; every pipeline takes them by name.
+OWN_KEYWORDS = ("prompt_syntax", "loras")

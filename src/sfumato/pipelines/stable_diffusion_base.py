@@ -29,6 +29,7 @@ from sfumato.pipelines.base import DiffusionPipeline
 from sfumato.pipelines.call import CallState, OfCall
 from sfumato.pipelines.image_processor import VaeImageProcessor
 from sfumato.pipelines.output import StableDiffusionPipelineOutput
+from sfumato.pipelines.request import OWN_KEYWORDS
 from sfumato.pipelines.textual_inversion import TextualInversionLoaderMixin
 from sfumato.pipelines.watch import LEGACY_KEYWORDS
 from sfumato.text.conditioning import encode_prompt
@@ -206,9 +207,9 @@ class StableDiffusionBase(
 
     @classmethod
     def _keywords(cls) -> set[str]:
-        """All keywords of a call, the deprecated ones included."""
+        """All keywords of a call, the deprecated ones and those of our own included."""
         named = set(inspect.signature(cls.__call__).parameters) - {"self", "kwargs"}
-        return named | set(LEGACY_KEYWORDS)
+        return named | set(LEGACY_KEYWORDS) | set(OWN_KEYWORDS)
 
     def _guidance(self) -> ClassifierFree | None:
         if not self.do_classifier_free_guidance:

@@ -69,7 +69,7 @@ def encode_prompt(
         TokenizerError: when the tokenizer makes ids that the text encoder does not have.
     """
     _check_count(num_images_per_prompt)
-    encoder = _Encoder(tokenizer, text_encoder, device)
+    encoder = TextEncoding(tokenizer, text_encoder, device)
     if prompt_embeds is None:
         positive = encoder(_checked_prompt(prompt), clip_skip=clip_skip, warn=True)
     else:
@@ -82,7 +82,7 @@ def encode_prompt(
 
     if negative_prompt_embeds is None:
         like = None if prompt_embeds is not None else prompt
-        texts = _negative_texts(negative_prompt, like, len(positive))
+        texts = negative_texts(negative_prompt, like, len(positive))
         skip = clip_skip if clip_skip_negative else None
         negative = encoder(texts, clip_skip=skip, length=positive.shape[1])
         negative = negative.expand(len(positive), -1, -1)
@@ -131,8 +131,13 @@ def _write_out(prompt: str, tokenizer: Any, several: set[str]) -> str:
     return prompt
 
 
-class _Encoder:
-    """Tokenizer and text encoder of one call of `encode_prompt`."""
+class TextEncoding:
+    """Tokenizer and text encoder together, as one call uses them.
+
+    Args:
+        tokenizer, text_encoder: this package's or transformers'.
+        device: where the text encoder is.
+    """
 
     def __init__(self, tokenizer: Any, text_encoder: Any, device: torch.device | str) -> None:
         self.tokenizer = tokenizer
@@ -148,13 +153,8 @@ class _Encoder:
         warn: bool = False,
     ) -> Tensor:
         """Hidden states of texts, (batch, length, width); by default as long as CLIP allows."""
-        if self.tokenizer is None or self.text_encoder is None:
-            raise InputError(
-                "A prompt in words needs a tokenizer and a text encoder, but the pipeline has "
-                "none.",
-                hint="Pass `prompt_embeds`, and `negative_prompt_embeds` for guidance.",
-            )
-        limit = self._most_tokens()
+        self.check_parts()
+        limit = self.most_tokens()
         if length is not None and length > limit:
             raise InputError(
                 f"`prompt_embeds` has {length} tokens, but a negative prompt in words has at most "
@@ -169,26 +169,36 @@ class _Encoder:
             truncation=True,
             return_tensors="pt",
         )
-        self._check_ids(batch.input_ids)
         if warn:
             self._warn_of_truncation(texts, batch.input_ids, limit)
-        masked = getattr(self.text_encoder.config, "use_attention_mask", False)
-        mask = batch.attention_mask.to(self.device) if masked else None
-        return self._hidden_states(batch.input_ids.to(self.device), mask, clip_skip)
+        return self.embed(batch.input_ids, batch.attention_mask, clip_skip)
 
-    def _hidden_states(self, ids: Tensor, mask: Tensor | None, clip_skip: int | None) -> Tensor:
+    def check_parts(self) -> None:
+        """Raise `InputError` when the pipeline has no tokenizer or no text encoder."""
+        if self.tokenizer is None or self.text_encoder is None:
+            raise InputError(
+                "A prompt in words needs a tokenizer and a text encoder, but the pipeline has "
+                "none.",
+                hint="Pass `prompt_embeds`, and `negative_prompt_embeds` for guidance.",
+            )
+
+    def embed(self, ids: Tensor, mask: Tensor, clip_skip: int | None) -> Tensor:
+        """Hidden states of tokens ``(batch, length)``; ``mask`` is for encoders that take one."""
+        self._check_ids(ids)
+        masked = getattr(self.text_encoder.config, "use_attention_mask", False)
+        ids, seen = ids.to(self.device), mask.to(self.device) if masked else None
         if clip_skip is None:
-            return self.text_encoder(ids, attention_mask=mask)[0]
+            return self.text_encoder(ids, attention_mask=seen)[0]
         layers = self.text_encoder.config.num_hidden_layers
         if not isinstance(clip_skip, int) or not 0 <= clip_skip <= layers:
             raise InputError(
                 f"`clip_skip` has to be an integer from 0 to {layers}, the number of the text "
                 f"encoder's layers, but is {clip_skip!r}."
             )
-        states = self.text_encoder(ids, attention_mask=mask, output_hidden_states=True)[-1]
+        states = self.text_encoder(ids, attention_mask=seen, output_hidden_states=True)[-1]
         return self.text_encoder.text_model.final_layer_norm(states[-(clip_skip + 1)])
 
-    def _most_tokens(self) -> int:
+    def most_tokens(self) -> int:
         """What the tokenizer and the positions of the text encoder allow.
 
         A tokenizer from transformers may state 1e30, for want of a configuration.
@@ -241,7 +251,7 @@ def _checked_prompt(prompt: Any, name: str = "prompt") -> str | list[str]:
     return prompt
 
 
-def _negative_texts(
+def negative_texts(
     negative_prompt: str | list[str] | None, prompt: str | list[str] | None, batch_size: int
 ) -> list[str]:
     """One negative text per prompt, or a single one for a batch of given embeddings."""
