@@ -11,11 +11,33 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NoReturn, Self
 
 from sfumato.errors import ConfigError, did_you_mean
 
 logger = logging.getLogger(__name__)
+
+
+class FrozenDict(dict[str, Any]):
+    """A read-only dictionary whose keys can be read as attributes: what users see as ``config``."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"The configuration has no entry '{name}'.") from None
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError(
+            "A configuration is read-only. Make another scheduler with"
+            " `from_config(scheduler.config, ...)`; assign to a pipeline's attributes."
+        )
+
+    __setitem__ = __delitem__ = __setattr__ = __delattr__ = __ior__ = _refuse
+    pop = popitem = clear = update = setdefault = _refuse  # pyright: ignore
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (dict(self),)
 
 
 def _frozen(value: Any) -> Any:

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from sfumato.checkpoints import folders
+from sfumato.checkpoints.tensors import read_safetensors
 from sfumato.errors import ConfigError, InputError, ModelNotFoundError
 from sfumato.pipelines.base import DiffusionPipeline
 from sfumato.pipelines.stable_diffusion import StableDiffusionPipeline
@@ -85,6 +87,36 @@ def test_the_precision_can_differ_between_components(saved: Path) -> None:
         StableDiffusionPipeline.from_pretrained(
             saved, dtype=torch.float32, torch_dtype=torch.float32
         )
+
+
+def test_a_misspelt_component_in_a_table_of_precisions_is_refused(
+    saved: Path, tmp_path: Path
+) -> None:
+    tiny_pipeline().save_single_file(tmp_path / "m.safetensors")
+    for load, path in (
+        (StableDiffusionPipeline.from_pretrained, saved),
+        (StableDiffusionPipeline.from_single_file, tmp_path / "m.safetensors"),
+    ):
+        with pytest.raises(ConfigError, match=r"'text_encodr'. Did you mean 'text_encoder'\?"):
+            load(path, torch_dtype={"text_encodr": torch.float16})
+
+
+def test_how_to_read_weights_is_passed_on_to_the_networks(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def read(path: Path, **options: Any) -> dict[str, torch.Tensor]:
+        asked.append((path.parent.name, options["mmap"], options["check_finite"]))
+        return read_safetensors(path, **options)
+
+    monkeypatch.setattr(folders, "read_safetensors", read)
+    load = StableDiffusionPipeline.from_pretrained
+    load(folder, disable_mmap=True, check_finite=False)
+    load(folder)
+    parts = ("text_encoder", "unet", "vae")
+    assert sorted(asked[:3]) == [(part, False, False) for part in parts]
+    assert sorted(asked[3:]) == [(part, None, None) for part in parts]
 
 
 def test_a_variant_falls_back_to_plain_files_of_single_components(

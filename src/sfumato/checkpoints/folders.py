@@ -81,7 +81,7 @@ def load_model(
         variant: such as ``"fp16"``, a part of the file names.
         use_safetensors: None prefers safetensors, True insists on them, False reads pickles.
         device: where the parameters go.
-        check_finite: refuse NaN and infinity; None checks files below 2 GiB.
+        check_finite: refuse NaN and infinity; None checks all but mapped files from 2 GiB on.
         disable_mmap: read large files into memory instead of mapping them. A mapped file must not
             be written to in place while the network is in use.
         variant_fallback: take the plain files when there are none of the variant.

@@ -130,10 +130,12 @@ class DiffusionPipeline:
                 the same spelling goes first, and no path is ever looked for on the hub.
             kwargs: ``torch_dtype`` or ``dtype`` (a `torch.dtype`, or a dict of them by component
                 name with ``default``); ``variant`` such as ``"fp16"``; ``use_safetensors``
-                (None prefers them, True insists on them); ``device_map`` (a device, or
-                ``"balanced"`` for the accelerator if there is one); any component or setting
-                by name, such as ``safety_checker=None``; and for the hub ``revision``,
-                ``cache_dir``, ``token``, ``proxies``, ``force_download``, ``local_files_only``.
+                (None prefers them, True insists on them); ``disable_mmap`` (read large files into
+                memory instead of mapping them); ``check_finite`` (refuse NaN; None checks all but
+                mapped files from 2 GiB on); ``device_map`` (a device, or ``"balanced"`` for the
+                accelerator if there is one); any component or setting by name, such as
+                ``safety_checker=None``; and for the hub ``revision``, ``cache_dir``, ``token``,
+                ``proxies``, ``force_download``, ``local_files_only``.
 
         Raises:
             ModelNotFoundError: (an ``OSError`` and ``ValueError``) there is no such folder, model

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from sfumato.errors import InputError
+from sfumato.errors import ConfigError, InputError, did_you_mean
 from sfumato.pipelines.offload import Offload
 
 logger = logging.getLogger(__name__)
@@ -24,6 +24,25 @@ def one_dtype(torch_dtype: Any, dtype: Any) -> Any:
     if torch_dtype is not None and dtype is not None:
         raise InputError("`torch_dtype` and `dtype` mean the same.", hint="Pass only one of them.")
     return dtype if torch_dtype is None else torch_dtype
+
+
+def check_dtypes(dtype: Any, names: Collection[str]) -> None:
+    """Raise `ConfigError` when a table of data types names no component of the pipeline."""
+    known = ["default", *sorted(names)]
+    for name in dtype if isinstance(dtype, Mapping) else ():
+        if name not in known:
+            raise ConfigError(
+                f"`torch_dtype` names the unknown component {str(name)[:80]!r}."
+                f"{did_you_mean(str(name)[:80], known)}",
+                hint=f"Known are: {', '.join(known)}.",
+            )
+
+
+def dtype_for(dtype: Any, name: str) -> Any:
+    """The data type for one component, from what `one_dtype` gave."""
+    if isinstance(dtype, Mapping):
+        return dtype.get(name, dtype.get("default"))
+    return dtype
 
 
 def read_arguments(

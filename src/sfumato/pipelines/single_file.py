@@ -64,6 +64,9 @@ def load_single_file(
     options = without_hub_keywords(kwargs)
     known = {*names, *settings, *KEYWORDS, *DEPRECATED, *_WITHOUT_EFFECT}
     reject_unknown(f"{cls.__name__}.from_single_file()", options, known)
+    dtype = placement.one_dtype(options.pop("torch_dtype", None), options.pop("dtype", None))
+    placement.check_dtypes(dtype, names)
+    options["dtype"] = dtype
     overrides, scheduler_type = _read_deprecated(options)
     checkpoint = open_checkpoint(
         path,
@@ -114,19 +117,12 @@ def _component(
         return None
     network = checkpoint.network(
         name,
-        dtype=_dtype_of(name, options),
+        dtype=chosen_dtype(placement.dtype_for(options.get("dtype"), name), None),
         check_finite=options.get("check_finite"),
         disable_mmap=bool(options.get("disable_mmap", False)),
     )
     logger.info("Loaded %s from %s.", name, checkpoint.source.where)
     return network
-
-
-def _dtype_of(name: str, options: Mapping[str, Any]) -> torch.dtype | None:
-    dtype = placement.one_dtype(options.get("torch_dtype"), options.get("dtype"))
-    if isinstance(dtype, Mapping):
-        dtype = dtype.get(name, dtype.get("default"))
-    return chosen_dtype(dtype, None)
 
 
 def _read_deprecated(options: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], str | None]:

@@ -54,6 +54,13 @@ def _uncompiled(component: Any) -> Any:
     return getattr(component, "_orig_mod", component)
 
 
+#: Arguments besides components, settings and what concerns the hub.
+_OPTIONS = (
+    "torch_dtype", "dtype", "variant", "use_safetensors", "disable_mmap", "check_finite",
+    "device_map",
+)  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Options:
     """How to load networks; see `DiffusionPipeline.from_pretrained`."""
@@ -61,11 +68,8 @@ class _Options:
     dtype: Any = None
     variant: str | None = None
     use_safetensors: bool | None = None
-
-    def dtype_of(self, name: str) -> Any:
-        if isinstance(self.dtype, Mapping):
-            return self.dtype.get(name, self.dtype.get("default"))
-        return self.dtype
+    disable_mmap: bool = False
+    check_finite: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,24 +115,27 @@ def _prepare(
         dtype=placement.one_dtype(kwargs.pop("torch_dtype", None), kwargs.pop("dtype", None)),
         variant=kwargs.pop("variant", None),
         use_safetensors=kwargs.pop("use_safetensors", None),
+        disable_mmap=bool(kwargs.pop("disable_mmap", False)),
+        check_finite=kwargs.pop("check_finite", None),
     )
     hub, name = take_hub_options(kwargs), hub_name(path)
     if name is None:
         index = read_model_index(path)
-        plan = _plan(cls, index, kwargs)
+        plan = _plan(cls, index, options, kwargs)
         _check_variant(lambda file: is_regular(index.root / file), plan.classes, options.variant)
         return plan, options
     without_hub_keywords(kwargs)  # refuses what is refused before anything is fetched
     model = open_model(name, hub)
-    plan = _plan(cls, read_model_index(model.get(INDEX_NAME).parent), kwargs)
+    plan = _plan(cls, read_model_index(model.get(INDEX_NAME).parent), options, kwargs)
     _check_variant(model.has, plan.classes, options.variant)
     _fetch(model, plan, options)
     return plan, options
 
 
-def _plan(cls: type[Any], index: ModelIndex, kwargs: dict[str, Any]) -> _Plan:
+def _plan(cls: type[Any], index: ModelIndex, options: _Options, kwargs: dict[str, Any]) -> _Plan:
     pipeline_class: Any = _pipeline_class(cls, index)
     names, settings = pipeline_class._signature()
+    placement.check_dtypes(options.dtype, names)
     given = {name: kwargs.pop(name) for name in names | settings if name in kwargs}
     _warn_of_unused(pipeline_class, without_hub_keywords(kwargs), names | settings)
     optional = set(pipeline_class._optional_components)
@@ -198,7 +205,7 @@ def _warn_of_unused(cls: type[Any], unused: Mapping[str, Any], known: set[str]) 
             "Keyword arguments {'%s'} are not expected by %s and will be ignored.%s",
             name,
             cls.__name__,
-            did_you_mean(name, known | {"torch_dtype", "variant", "use_safetensors"}),
+            did_you_mean(name, {*known, *_OPTIONS}),
         )
 
 
@@ -225,10 +232,12 @@ def _load(index: ModelIndex, name: str, options: _Options, pipeline_class: Any) 
         component = load_component(
             index,
             name,
-            torch_dtype=options.dtype_of(name),
+            torch_dtype=placement.dtype_for(options.dtype, name),
             variant=options.variant,
             variant_fallback=True,
             use_safetensors=options.use_safetensors,
+            disable_mmap=options.disable_mmap,
+            check_finite=options.check_finite,
         )
     except ModelNotFoundError as error:
         raise _with_way_out(error, pipeline_class, name) from None

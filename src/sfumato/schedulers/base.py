@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Generic, TypeVar, cast
 import torch
 
 from sfumato.checkpoints.hub_names import take_hub_options
+from sfumato.config import FrozenDict
 from sfumato.diffusion.noise import Generators, randn_tensor
 from sfumato.diffusion.plan import Plan
 from sfumato.diffusion.run import PlanRun
@@ -24,7 +25,7 @@ from sfumato.diffusion.schedule import alphas_cumprod, betas
 from sfumato.errors import InputError, UnknownKeywordError, did_you_mean
 from sfumato.outputs import BaseOutput
 from sfumato.schedulers import storage
-from sfumato.schedulers.config import FrozenDict, SchedulerConfig
+from sfumato.schedulers.config import SchedulerConfig
 
 
 @dataclass

@@ -14,7 +14,7 @@ import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Any, ClassVar, NoReturn, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from sfumato.config import Config, check_choice, check_int
 from sfumato.diffusion.plan import Limit
@@ -26,28 +26,6 @@ MAX_TRAIN_TIMESTEPS = 1_000_000
 
 #: Its square is still a number in float32.
 _LARGEST_SIGMA = 1e18
-
-
-class FrozenDict(dict[str, Any]):
-    """A read-only dictionary whose keys can be read as attributes."""
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(f"The configuration has no field '{name}'.") from None
-
-    def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise TypeError(
-            "A scheduler's configuration cannot be changed; make another scheduler with"
-            " `from_config(scheduler.config, ...)`."
-        )
-
-    __setitem__ = __delitem__ = __setattr__ = __delattr__ = __ior__ = _refuse
-    pop = popitem = clear = update = setdefault = _refuse  # pyright: ignore
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (dict(self),)
 
 
 @dataclass(frozen=True, kw_only=True)

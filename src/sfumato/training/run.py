@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from sfumato.errors import ConfigError
+from sfumato.checkpoints.jsonfile import read_json
 from sfumato.training.checkpoint import agree_on_config
 from sfumato.training.loop import Recipe, TrainConfig, Trainer
 from sfumato.training.optimizer import learning_rate
@@ -24,14 +23,7 @@ DEFAULT_ARCHITECTURE = Path(__file__).parent.parent / "assets" / "architecture"
 
 def read_architecture(folder: Path | None, name: str) -> dict[str, Any]:
     """``name.json`` of an architecture folder, by default the embedded model's."""
-    path = (folder or DEFAULT_ARCHITECTURE) / f"{name}.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"'{path}' cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"'{path}' has to hold a JSON object.")
-    return found
+    return read_json((folder or DEFAULT_ARCHITECTURE) / f"{name}.json")
 
 
 def prepare(recipe: Recipe, config: TrainConfig, run: Path, settings: dict[str, Any]) -> Trainer:

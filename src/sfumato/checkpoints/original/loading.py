@@ -164,7 +164,8 @@ class OriginalCheckpoint:
             model_class: default this package's.
             dtype: of its parameters; ``None`` keeps that of the file.
             device: where they go.
-            check_finite: refuse NaN and infinity; ``None`` checks files below 2 GiB.
+            check_finite: refuse NaN and infinity; ``None`` checks all but mapped files from 2 GiB
+                on.
             disable_mmap: read large files into memory instead of mapping them.
 
         Raises:
