@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,3 +23,11 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(sound: Path, tmp_path: Path) -> Path:
     """A copy of the sound folder, to be damaged."""
     return Path(shutil.copytree(sound, tmp_path / "model"))
+
+
+@pytest.fixture
+def canary(tmp_path: Path) -> Iterator[Path]:
+    """A file that no test may bring about."""
+    path = tmp_path / "canary"
+    yield path
+    assert not path.exists()

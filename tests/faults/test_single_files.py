@@ -6,10 +6,9 @@ import io
 import pickle
 import struct
 import sys
-import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,97 +18,15 @@ import torch
 from sfumato import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from sfumato.checkpoints.inspection import inspect_file
 from sfumato.checkpoints.pickles import read_pickle, read_pickled
-from sfumato.checkpoints.source import open_source
 from sfumato.errors import CheckpointError
+from tests.faults import hostile_names as names
 from tests.faults import hostile_pickles as corpus
 from tests.faults.hostile_files import (
-    in_legacy_torch,
     in_torch_zip,
     torch_bytes,
     within,
 )
-
-#: Events of Python's audit that running something would cause.
-DANGEROUS = (
-    "compile", "exec", "os.", "subprocess.", "socket.", "ctypes.", "shutil.", "pty.", "urllib.",
-    "webbrowser.", "marshal.loads", "pickle.find_class", "code.__new__", "builtins.input",
-    "builtins.breakpoint", "tempfile.", "http.", "ftplib.", "glob.",
-)  # fmt: skip
-HARMLESS = ("os.listdir", "os.scandir", "os.fwalk")
-
-
-class _Watch:
-    """An audit hook, which Python cannot take away again, so it is switched."""
-
-    def __init__(self) -> None:
-        self.events: list[str] | None = None
-
-    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if self.events is None:
-            return
-        writes = event == "open" and arguments[1] not in ("r", "rb", None)
-        if event == "import" or writes or (event.startswith(DANGEROUS) and event not in HARMLESS):
-            self.events.append(f"{event} {arguments!r}"[:200])
-
-
-_WATCH = _Watch()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def watch() -> None:
-    sys.addaudithook(_WATCH)
-
-
-@contextmanager
-def nothing_runs() -> Iterator[None]:
-    """Fail when the block imports, compiles, runs or writes anything."""
-    events: list[str] = []
-    _WATCH.events = events
-    try:
-        yield
-    finally:
-        _WATCH.events = None
-    assert events == []
-
-
-@pytest.fixture
-def canary(tmp_path: Path) -> Iterator[Path]:
-    """A file that no test may bring about."""
-    path = tmp_path / "canary"
-    yield path
-    assert not path.exists()
-
-
-CONTAINERS: dict[str, Callable[[bytes], bytes]] = {
-    "zip": in_torch_zip,
-    "legacy": in_legacy_torch,
-    "bare": bytes,
-}
-
-
-def refused(path: Path, content: bytes) -> str:
-    """Write a file and return the message with which every reader refuses it."""
-    path.write_bytes(content)
-    messages = []
-    for read in (read_pickle, read_pickled, open_source):
-        with within(), nothing_runs(), pytest.raises(CheckpointError) as caught:
-            read(path)
-        messages.append(str(caught.value))
-    assert path.name in messages[0]
-    return messages[0]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def warm(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Whatever is imported at the first use is imported before the watch begins."""
-    path = tmp_path_factory.mktemp("warm") / "m.ckpt"
-    sound = torch_bytes({"a": torch.zeros(2)})
-    for content in (sound, in_torch_zip(b"\x80\x04N."), in_legacy_torch(b"\x80\x02}."), b"\x80N."):
-        path.write_bytes(content)
-        for read in (read_pickle, read_pickled, open_source, inspect_file):
-            with suppress(CheckpointError):
-                read(path)
-
+from tests.faults.reading import CONTAINERS, SOUND, archive, nothing_runs, refused
 
 # Names
 
@@ -120,18 +37,19 @@ def test_no_name_of_the_corpus_is_called_or_looked_up(
 ) -> None:
     wrap = CONTAINERS[container]
     path = tmp_path / "m.ckpt"
+    spellings = [corpus.global_name, corpus.stack_global, corpus.split_global]
     arguments = {
-        f"touch {canary}": corpus.SHELL,
-        f"open({str(canary)!r}, 'w').close()": corpus.PYTHON,
-        str(canary): corpus.FILES,
+        f"touch {canary}": names.SHELL,
+        f"open({str(canary)!r}, 'w').close()": names.PYTHON,
+        str(canary): names.FILES,
     }
-    for argument, names in arguments.items():
-        for name in names:
-            for spelled in (corpus.global_name, corpus.stack_global, corpus.split_global):
+    for argument, called in arguments.items():
+        for name in called:
+            for spelled in spellings if container == "zip" else spellings[:1]:
                 body = corpus.call(name, argument, spelled(name))
                 message = refused(path, wrap(corpus.proto(body)))
                 assert "refused: it holds more than numbers" in message, name
-    assert len(corpus.SHELL + corpus.PYTHON + corpus.FILES) > 200
+    assert len(names.SHELL + names.PYTHON + names.FILES) > 200
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
@@ -297,17 +215,6 @@ def test_a_table_that_contains_itself_is_refused(tmp_path: Path) -> None:
 
 
 # Archives
-
-
-def archive(members: list[tuple[str, bytes]], **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", **options) as file:
-        for name, content in members:
-            file.writestr(zipfile.ZipInfo(name), content)
-    return buffer.getvalue()
-
-
-SOUND = [("archive/data.pkl", corpus.sound_table()), ("archive/byteorder", b"little")]
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")

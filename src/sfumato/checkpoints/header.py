@@ -191,6 +191,23 @@ def _truncated(path: Path, expected: str, size: int) -> CheckpointError:
     )
 
 
+#: First bytes of other kinds of file that have been passed off as weights.
+_MAGICS = {
+    b"GGUF": "a GGUF file",
+    b"\x1f\x8b": "a gzip archive",
+    b"7z\xbc\xaf\x27\x1c": "a 7-Zip archive",
+    b"Rar!": "a RAR archive",
+    b"BZh": "a bzip2 archive",
+    b"\xfd7zXZ": "an xz archive",
+    b"\x28\xb5\x2f\xfd": "a Zstandard archive",
+    b"\x93NUMPY": "a NumPy array",
+    b"\x89HDF": "an HDF5 file",
+    b"\x7fELF": "a program",
+    b"MZ": "a program",
+    b"#!": "a script",
+}
+
+
 def what_it_looks_like(start: bytes) -> str | None:
     """A guess what a file is from its first bytes, for files that are not safetensors."""
     text = start.lstrip().lower()
@@ -202,10 +219,9 @@ def what_it_looks_like(start: bytes) -> str | None:
         return "a zip archive or a torch pickle (rename it to .bin, .pt or .ckpt)"
     if start.startswith(b"\x80"):
         return "a Python pickle (rename it to .bin, .pt or .ckpt)"
-    if start.startswith(b"GGUF"):
-        return "a GGUF file"
-    if start.startswith(b"\x1f\x8b"):
-        return "a gzip archive"
+    for magic, name in _MAGICS.items():
+        if start.startswith(magic):
+            return name
     if text.startswith((b'{"error', b"{'error", b"entry not found", b"access to")):
         return "an error message of a download"
     return None

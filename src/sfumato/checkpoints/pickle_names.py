@@ -26,7 +26,7 @@ class RefusedName(PickleError):
 #: Python's own modules under their names of today and of Python 2.
 _STANDARD = frozenset(sys.stdlib_module_names) | set(
     """__builtin__ commands copy_reg cPickle cStringIO distutils exceptions imp new nt os2 popen2
-    riscos urllib2 __main__.__builtins__""".split()  # noqa: SIM905
+    riscos test urllib2 __main__.__builtins__""".split()  # noqa: SIM905
 )
 
 #: Libraries with many functions that run things, of which no class belongs into a checkpoint.

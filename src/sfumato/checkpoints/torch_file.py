@@ -32,6 +32,7 @@ _MAX_DEPTH = 8
 _MAX_EMPTY = 2**40
 
 ZIP_START = b"PK\x03\x04"
+_ENCRYPTED, _UTF_8 = 0x1, 0x800  # bits of a member's flags
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _FETCH_AGAIN = "Fetch the file again. Use a .safetensors file of the same model."
@@ -112,7 +113,7 @@ def _checked_members(file: BinaryIO, path: Path, size: int) -> dict[str, zipfile
     """The members by name, without what torch never writes."""
     try:
         with zipfile.ZipFile(file) as archive:
-            members = archive.infolist()
+            members, comment = archive.infolist(), archive.comment
     except Exception as error:  # a hostile archive makes zipfile raise many kinds
         raise CheckpointError(
             f"{shown(path)} is a damaged archive: {error}.", hint="Fetch the file again."
@@ -124,7 +125,11 @@ def _checked_members(file: BinaryIO, path: Path, size: int) -> dict[str, zipfile
             f"{shown(path)} is refused: it is compressed, as no torch checkpoint is, and could "
             "unpack to any size."
         )
+    if comment or min((m.header_offset for m in members), default=0):
+        raise PickleError("its archive has something before or after it, and may hide a second one")
     for member in members:
+        if member.flag_bits & _ENCRYPTED:
+            raise PickleError("its archive claims to be encrypted")
         parts = re.split(r"[/\\]", member.filename)
         if ".." in parts or not parts[0] or ":" in parts[0]:
             raise CheckpointError(
@@ -145,6 +150,9 @@ def _place(file: BinaryIO, member: zipfile.ZipInfo, size: int) -> tuple[int, int
     if len(local) != 30 or not local.startswith(ZIP_START):
         raise PickleError("its archive is damaged")
     name, extra = (int.from_bytes(local[i : i + 2], "little") for i in (26, 28))
+    encoding = "utf-8" if member.flag_bits & _UTF_8 else "cp437"
+    if file.read(name) != member.orig_filename.encode(encoding, "replace"):
+        raise PickleError("its archive has a member with two names")
     start = member.header_offset + 30 + name + extra
     if start + member.file_size > size or member.file_size != member.compress_size:
         raise PickleError("its archive is damaged")
