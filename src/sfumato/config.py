@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any, ClassVar, NoReturn, Self
 
 from sfumato.errors import ConfigError, did_you_mean
@@ -38,6 +39,12 @@ class FrozenDict(dict[str, Any]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (dict(self),)
+
+
+@cache
+def field_names(config_class: type[Config]) -> Mapping[str, None]:
+    """The fields of a configuration in their order; a mapping, since that is quick to ask."""
+    return {f.name: None for f in fields(config_class) if f.name != "explicit"}
 
 
 def _frozen(value: Any) -> Any:
@@ -85,7 +92,7 @@ class Config(Mapping[str, Any]):
         Raises:
             ConfigError: when a value is out of range.
         """
-        known = {f.name for f in fields(cls)} - {"explicit"}
+        known = field_names(cls)
         kept = {k: v for k, v in values.items() if k in known}
         for key in values:
             if key in known or key.startswith("_") or key in cls.ignored_keys:
@@ -108,15 +115,15 @@ class Config(Mapping[str, Any]):
         return {name: _plain(value) for name, value in self.items()}
 
     def __getitem__(self, key: str) -> Any:
-        if key not in set(self):
+        if key not in field_names(type(self)):
             raise KeyError(key)
         return getattr(self, key)
 
     def __iter__(self) -> Iterator[str]:
-        return (f.name for f in fields(self) if f.name != "explicit")
+        return iter(field_names(type(self)))
 
     def __len__(self) -> int:
-        return len(fields(self)) - 1
+        return len(field_names(type(self)))
 
 
 def require_int(config: Config, name: str, low: int, high: int) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfumato.checkpoints.hub_names import HubOptions
+from sfumato.config import field_names
 from sfumato.errors import ConfigError, UnknownKeywordError, did_you_mean
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def split_config(
     """
     if not isinstance(config, Mapping):
         raise ConfigError(f"A configuration has to be a mapping but is {type(config).__name__}.")
-    known = set(cls.config_class.from_values({}))
+    known = field_names(cls.config_class)
     unset = _never_set(config)
     given = {k: v for k, v in config.items() if k not in unset and k != "_use_default_values"}
     values = {k: v for k, v in {**given, **overrides}.items() if k in known}
@@ -138,7 +139,7 @@ def report_unused(cls: type[Scheduler[Any]], unused: Mapping[str, Any]) -> None:
         if key.startswith("_"):
             continue
         if key not in fields:
-            known = set(cls.config_class.from_values({}))
+            known = field_names(cls.config_class)
             raise UnknownKeywordError(
                 f"{cls.__name__} has no setting '{key}'.{did_you_mean(key, known)}"
             )
@@ -147,7 +148,7 @@ def report_unused(cls: type[Scheduler[Any]], unused: Mapping[str, Any]) -> None:
 
 def all_fields() -> set[str]:
     """Names of the settings of all schedulers."""
-    return {name for cls in all_classes() for name in cls.config_class.from_values({})}
+    return {name for cls in all_classes() for name in field_names(cls.config_class)}
 
 
 def all_classes() -> list[type[Scheduler[Any]]]:
