@@ -12,11 +12,13 @@ from typing import Any
 from sfumato.errors import ConfigError, did_you_mean
 
 _SCHEDULERS = """
-    DDIMScheduler DDPMScheduler DEISMultistepScheduler DPMSolverMultistepScheduler
-    DPMSolverSDEScheduler DPMSolverSinglestepScheduler EulerAncestralDiscreteScheduler
-    EulerDiscreteScheduler HeunDiscreteScheduler KDPM2AncestralDiscreteScheduler
-    KDPM2DiscreteScheduler LCMScheduler LMSDiscreteScheduler PNDMScheduler TCDScheduler
-    UniPCMultistepScheduler
+    CMStochasticIterativeScheduler DDIMInverseScheduler DDIMParallelScheduler DDIMScheduler
+    DDPMParallelScheduler DDPMScheduler DEISMultistepScheduler DPMSolverMultistepInverseScheduler
+    DPMSolverMultistepScheduler DPMSolverSDEScheduler DPMSolverSinglestepScheduler
+    EDMDPMSolverMultistepScheduler EDMEulerScheduler EulerAncestralDiscreteScheduler
+    EulerDiscreteScheduler HeunDiscreteScheduler IPNDMScheduler KDPM2AncestralDiscreteScheduler
+    KDPM2DiscreteScheduler LCMScheduler LMSDiscreteScheduler PNDMScheduler SASolverScheduler
+    TCDScheduler UniPCMultistepScheduler
 """.split()  # noqa: SIM905
 
 #: Class name to (library that folders say it is from, module that has it here).

@@ -157,7 +157,7 @@ def alphas_cumprod(noise: NoiseConfig) -> Array:
     with np.errstate(invalid="ignore", divide="ignore"):  # what they would warn of is refused
         values = _cumprod32(np.float32(1) - betas(noise)).astype(np.float64)
     signal = values[:-1] if noise.rescale_betas_zero_snr else values
-    falls = bool((np.diff(values) < 0).all()) and 0.0 <= values[-1] and values[0] < 1.0
+    falls = bool((np.diff(values) < 0).all()) and values[-1] >= 0.0 and values[0] < 1.0
     if not falls or (signal < _LEAST_SIGNAL).any():
         raise ConfigError(
             f"With these betas ({noise.beta_schedule!r}, {noise.beta_start:g} to"
@@ -260,7 +260,11 @@ def spaced_timesteps(
 
 def karras_sigmas(low: float, high: float, n: int, rho: float = 7.0) -> Array:
     """``n`` falling sigmas, evenly spaced in ``sigma**(1/rho)`` (arXiv:2206.00364, eq. 5)."""
-    ramp = np.linspace(0, 1, n)
+    return karras_curve(np.linspace(0, 1, n), low, high, rho)
+
+
+def karras_curve(ramp: Array, low: float, high: float, rho: float = 7.0) -> Array:
+    """The same at places on the way: 0 is ``high`` and 1 is ``low``."""
     top, bottom = high ** (1 / rho), low ** (1 / rho)
     return (top + ramp * (bottom - top)) ** rho
 

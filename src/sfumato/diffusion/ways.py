@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,18 +109,18 @@ def evenly_chosen(origin: NDArray[np.int64], steps: int) -> NDArray[np.int64]:
 
 
 def sigmas_at_timesteps(
-    timesteps: NDArray[np.float32],
+    timesteps: NDArray[Any],
     table: Array,
     *,
     ramp: Ramp,
     interpolation: str = "linear",
     final: str = "zero",
     rounded: bool = False,
-) -> tuple[NDArray[np.float32], Array]:
+) -> tuple[NDArray[Any], Array]:
     """Fractional timesteps and the ``n + 1`` sigmas that go with them.
 
     Args:
-        timesteps: ``(n,)``, falling.
+        timesteps: ``(n,)``, falling, float32 or float64.
         table: sigma at each training timestep, see `schedule.training_sigmas`.
         ramp: with a kind, the sigmas are spread by it between those of the first and the last
             timestep, and the timesteps follow.
@@ -141,7 +142,7 @@ def sigmas_at_timesteps(
     if ramp.kind is not None:
         sigmas = ramp(float(sigmas[-1]), float(sigmas[0]), n)
         found = timestep_at(sigmas, table)
-        timesteps = (found.round() if rounded else found).astype(np.float32)
+        timesteps = (found.round() if rounded else found).astype(timesteps.dtype)
     end = final_sigma(final, float(table[0]))
     return timesteps, np.append(sigmas, end)
 
@@ -156,7 +157,7 @@ def with_corrections(
 
 
 def with_middles(
-    timesteps: NDArray[np.float32], sigmas: Array, table: Array, *, ancestral: bool = False
+    timesteps: NDArray[Any], sigmas: Array, table: Array, *, ancestral: bool = False
 ) -> Schedule:
     """Every call of the midpoint method: each step's start and, in log sigma, its middle.
 
@@ -169,7 +170,7 @@ def with_middles(
     start, end = sigmas[:-2], sigmas[1:-1]
     down = end**2 / start if ancestral else end
     middle = np.sqrt(start * down)
-    middle_t = timestep_at(middle, table).astype(np.float32)
+    middle_t = timestep_at(middle, table).astype(timesteps.dtype)
     calls = np.append(np.stack([start, middle], axis=1).flatten(), sigmas[-2])
     ends = np.append(np.stack([middle, end], axis=1).flatten(), sigmas[-1])
     all_t = np.append(np.stack([timesteps[:-1], middle_t], axis=1).flatten(), timesteps[-1])
@@ -191,15 +192,34 @@ def solver_timesteps(
         offset: for ``leading``.
         lambda_min: leave out the levels with ``log(alpha / sigma)`` below this.
     """
-    with np.errstate(divide="ignore"):
-        lambdas = 0.5 * (np.log(acp) - np.log1p(-acp))
-    last = len(acp) - int(np.searchsorted(lambdas[::-1], lambda_min))
+    last = levels_above(lambda_min, acp)
     values = spaced_timesteps(spacing, steps, len(acp), offset=offset, extra_point=True, last=last)
     return values.round().astype(np.int64)
 
 
+def rising_timesteps(
+    spacing: str, steps: int, acp: Array, *, offset: int, lambda_min: float = -math.inf
+) -> NDArray[np.int64]:
+    """Whole timesteps from picture to noise, for inversion; arguments as of `solver_timesteps`."""
+    last, points = levels_above(lambda_min, acp), steps if spacing == "trailing" else steps + 1
+    values = spaced_timesteps(spacing, points, len(acp), offset=offset, last=last)
+    return values[::-1][:steps].round().astype(np.int64)
+
+
+def levels_above(lambda_min: float, acp: Array) -> int:
+    """How many training levels have a ``log(alpha / sigma)`` of ``lambda_min`` or more."""
+    with np.errstate(divide="ignore"):
+        lambdas = 0.5 * (np.log(acp) - np.log1p(-acp))
+    return len(acp) - int(np.searchsorted(lambdas[::-1], lambda_min))
+
+
 def solver_sigmas(
-    timesteps: NDArray[np.int64], table: Array, *, ramp: Ramp, rounded: bool
+    timesteps: NDArray[np.int64],
+    table: Array,
+    *,
+    ramp: Ramp,
+    rounded: bool,
+    rising: bool = False,
 ) -> tuple[NDArray[np.int64], Array]:
     """Whole timesteps and the ``n`` sigmas that go with them.
 
@@ -208,6 +228,7 @@ def solver_sigmas(
         table: sigma at each training timestep.
         ramp: with a kind (also ``lu``), the sigmas are spread by it over the whole table.
         rounded: take the nearest timestep for a sigma of the ramp, else the one below.
+        rising: from the smallest sigma to the largest.
     """
     n = len(timesteps)
     if ramp.kind is None:
@@ -216,7 +237,8 @@ def solver_sigmas(
         logs = log_table(table)
         sigmas = np.exp(np.linspace(logs[-1], logs[0], n))
     else:
-        sigmas = ramp(float(table[0]), float(table[-1]), n)
+        low, high = float(table[0]), float(table[-1])
+        sigmas = ramp(high, low, n) if rising else ramp(low, high, n)
     found = timestep_at(sigmas, table)
     return (found.round() if rounded else found).astype(np.int64), sigmas
 

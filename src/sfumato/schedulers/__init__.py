@@ -9,12 +9,20 @@ In a loop of one's own they work as in diffusers (``set_timesteps``, ``scale_mod
 from enum import Enum
 
 from sfumato.schedulers.base import Scheduler, SchedulerOutput
+from sfumato.schedulers.consistency_models import CMStochasticIterativeScheduler
 from sfumato.schedulers.ddim import DDIMScheduler
 from sfumato.schedulers.ddpm import DDPMScheduler
 from sfumato.schedulers.deis import DEISMultistepScheduler
 from sfumato.schedulers.dpmsolver_multistep import DPMSolverMultistepScheduler
+from sfumato.schedulers.dpmsolver_sde import DPMSolverSDEScheduler
 from sfumato.schedulers.dpmsolver_singlestep import DPMSolverSinglestepScheduler
+from sfumato.schedulers.edm import EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 from sfumato.schedulers.euler import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
+from sfumato.schedulers.inverse import (
+    DDIMInverseScheduler,
+    DPMSolverMultistepInverseScheduler,
+)
+from sfumato.schedulers.ipndm import IPNDMScheduler
 from sfumato.schedulers.lcm import LCMScheduler, TCDScheduler
 from sfumato.schedulers.multicall import (
     HeunDiscreteScheduler,
@@ -22,24 +30,36 @@ from sfumato.schedulers.multicall import (
     KDPM2DiscreteScheduler,
     LMSDiscreteScheduler,
 )
+from sfumato.schedulers.parallel import DDIMParallelScheduler, DDPMParallelScheduler
 from sfumato.schedulers.pndm import PNDMScheduler
+from sfumato.schedulers.sasolver import SASolverScheduler
 from sfumato.schedulers.unipc import UniPCMultistepScheduler
 
 #: All scheduler classes.
 CLASS_NAMES: tuple[str, ...] = (
+    "CMStochasticIterativeScheduler",
+    "DDIMInverseScheduler",
+    "DDIMParallelScheduler",
     "DDIMScheduler",
+    "DDPMParallelScheduler",
     "DDPMScheduler",
     "DEISMultistepScheduler",
+    "DPMSolverMultistepInverseScheduler",
     "DPMSolverMultistepScheduler",
+    "DPMSolverSDEScheduler",
     "DPMSolverSinglestepScheduler",
+    "EDMDPMSolverMultistepScheduler",
+    "EDMEulerScheduler",
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
     "HeunDiscreteScheduler",
+    "IPNDMScheduler",
     "KDPM2AncestralDiscreteScheduler",
     "KDPM2DiscreteScheduler",
     "LCMScheduler",
     "LMSDiscreteScheduler",
     "PNDMScheduler",
+    "SASolverScheduler",
     "TCDScheduler",
     "UniPCMultistepScheduler",
 )
@@ -69,25 +89,37 @@ class KarrasDiffusionSchedulers(Enum):
     KDPM2AncestralDiscreteScheduler = 11
     DEISMultistepScheduler = 12
     UniPCMultistepScheduler = 13
+    DPMSolverSDEScheduler = 14
+    EDMEulerScheduler = 15
 
 
 __all__ = [
     "CLASS_NAMES",
     "AysSchedules",
+    "CMStochasticIterativeScheduler",
+    "DDIMInverseScheduler",
+    "DDIMParallelScheduler",
     "DDIMScheduler",
+    "DDPMParallelScheduler",
     "DDPMScheduler",
     "DEISMultistepScheduler",
+    "DPMSolverMultistepInverseScheduler",
     "DPMSolverMultistepScheduler",
+    "DPMSolverSDEScheduler",
     "DPMSolverSinglestepScheduler",
+    "EDMDPMSolverMultistepScheduler",
+    "EDMEulerScheduler",
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
     "HeunDiscreteScheduler",
+    "IPNDMScheduler",
     "KDPM2AncestralDiscreteScheduler",
     "KDPM2DiscreteScheduler",
     "KarrasDiffusionSchedulers",
     "LCMScheduler",
     "LMSDiscreteScheduler",
     "PNDMScheduler",
+    "SASolverScheduler",
     "Scheduler",
     "SchedulerOutput",
     "TCDScheduler",

@@ -59,6 +59,8 @@ class Scheduler(Generic[C]):
     config_class: ClassVar[type[SchedulerConfig]]
     order: ClassVar[int] = 1
     has_compatibles: ClassVar[bool] = True
+    #: Whether the classes of `KarrasDiffusionSchedulers` can take this one's place.
+    swappable: ClassVar[bool] = True
 
     timesteps: torch.Tensor
     num_inference_steps: int | None = None

@@ -101,11 +101,14 @@ class DDIMScheduler(Scheduler[DDIMConfig]):
         timesteps = self.timesteps[start:].cpu().numpy()
         return self._table(timesteps, eta, use_clipped_model_output)
 
-    def _table(self, timesteps: Any, eta: float, from_limited: bool) -> Plan:
+    def _table(
+        self, timesteps: Any, eta: float, from_limited: bool, below_zero: float | None = None
+    ) -> Plan:
         assert self.num_inference_steps is not None
         stride = len(self) // self.num_inference_steps
+        below_zero = self._final if below_zero is None else below_zero
         frame = as_trained(
-            strided(timesteps, stride, self._acp, self._final),
+            strided(timesteps, stride, self._acp, below_zero),
             self._settings.prediction_type,
             limit=self._settings.limit,
         )

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from sfumato.diffusion import samplers
-from sfumato.diffusion.noise import Generators
 from sfumato.diffusion.plan import Plan
 from sfumato.diffusion.samplers.dpm import ALGORITHMS
 from sfumato.diffusion.ways import Ramp
 from sfumato.errors import ConfigError
-from sfumato.schedulers.base import SchedulerOutput
 from sfumato.schedulers.config import SchedulerConfig, exactly_one
 from sfumato.schedulers.solver import SolverScheduler, SpacedSolverConfig
+from sfumato.schedulers.stepped import given_noise_step
 
 if TYPE_CHECKING:
     from sfumato.schedulers.dpmsolver_singlestep import DPMSolverSinglestepConfig
+
+
+#: What other solvers' words mean for a DPM-Solver.
+SOLVER_TRANSLATIONS: Mapping[str, Mapping[str, str]] = {
+    "algorithm_type": {"deis": "dpmsolver++"},
+    "solver_type": {"logrho": "midpoint", "bh1": "midpoint", "bh2": "midpoint"},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +49,7 @@ class DPMSolverMultistepConfig(SpacedSolverConfig):
         "algorithm_type": ALGORITHMS,
         "solver_type": ("midpoint", "heun"),
     }
-    translations: ClassVar[Mapping[str, Mapping[str, str]]] = {
-        "algorithm_type": {"deis": "dpmsolver++"},
-        "solver_type": {"logrho": "midpoint", "bh1": "midpoint", "bh2": "midpoint"},
-    }
+    translations: ClassVar[Mapping[str, Mapping[str, str]]] = SOLVER_TRANSLATIONS
 
     algorithm_type: str = "dpmsolver++"
     solver_type: str = "midpoint"
@@ -136,31 +139,9 @@ class DPMSolverMultistepScheduler(SolverScheduler[DPMSolverMultistepConfig]):
     def plan(self, start: int = 0) -> Plan:
         """The table for ``timesteps[start:]``."""
         config = self._settings
-        return samplers.dpm_multistep(
+        table = samplers.dpm_multistep(
             self._frame(start), **multistep_options(config), steps=self.num_inference_steps
         )
+        return replace(table, noise_in_float32=True)
 
-    def step(
-        self,
-        model_output: torch.Tensor,
-        timestep: int | torch.Tensor,
-        sample: torch.Tensor,
-        generator: Generators = None,
-        variance_noise: torch.Tensor | None = None,
-        return_dict: bool = True,
-    ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
-        """The next step.
-
-        Args:
-            model_output: the network's answer.
-            timestep: at which it was asked; the first one says where the run begins.
-            sample: what it was asked about.
-            generator: where noise comes from, for the ``sde-`` algorithms.
-            variance_noise: or the noise itself.
-            return_dict: return an output object rather than a tuple.
-
-        Raises:
-            InputError: before ``set_timesteps``, or after the last step.
-        """
-        result = self._advance(sample, model_output, timestep, generator, variance_noise)
-        return self._result(result, return_dict)
+    step = given_noise_step

@@ -13,7 +13,7 @@ from sfumato.diffusion import samplers
 from sfumato.diffusion.plan import Plan
 from sfumato.diffusion.samplers.singlestep import call_orders
 from sfumato.schedulers.config import SchedulerConfig, exactly_one
-from sfumato.schedulers.dpmsolver_multistep import check_solver
+from sfumato.schedulers.dpmsolver_multistep import SOLVER_TRANSLATIONS, check_solver
 from sfumato.schedulers.solver import SolverConfig, SolverScheduler
 from sfumato.schedulers.stepped import noisy_step
 
@@ -31,10 +31,7 @@ class DPMSolverSinglestepConfig(SolverConfig):
         "algorithm_type": ("dpmsolver", "dpmsolver++", "sde-dpmsolver++"),
         "solver_type": ("midpoint", "heun"),
     }
-    translations: ClassVar[Mapping[str, Mapping[str, str]]] = {
-        "algorithm_type": {"deis": "dpmsolver++"},
-        "solver_type": {"logrho": "midpoint", "bh1": "midpoint", "bh2": "midpoint"},
-    }
+    translations: ClassVar[Mapping[str, Mapping[str, str]]] = SOLVER_TRANSLATIONS
 
     algorithm_type: str = "dpmsolver++"
     solver_type: str = "midpoint"

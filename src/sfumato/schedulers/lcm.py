@@ -65,6 +65,7 @@ class ConsistencyScheduler(SteppedScheduler[ConsistencyConfig]):
     """What LCM and TCD share: the timesteps of distillation."""
 
     config_class: ClassVar[type[SchedulerConfig]] = ConsistencyConfig
+    swappable: ClassVar[bool] = False
 
     def _prepare(self) -> None:
         super()._prepare()

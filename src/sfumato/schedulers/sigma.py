@@ -38,12 +38,12 @@ class SigmaSpaceConfig(TrainedConfig):
 class SigmaSpaceScheduler(SteppedScheduler[C]):
     """A scheduler on ``x = image + sigma * noise``: the Euler family."""
 
-    def _spaced(self, steps: Any) -> NDArray[np.float32]:
-        """Timesteps by number, checked."""
+    def _spaced(self, steps: Any, kind: type[np.floating[Any]] = np.float32) -> NDArray[Any]:
+        """Timesteps by number, checked, as numbers of a kind."""
         config: Any = self.config
         n = checked_steps(steps, len(self))
         values = spaced_timesteps(config.timestep_spacing, n, len(self), offset=config.steps_offset)
-        return values.astype(np.float32)
+        return values.astype(kind)
 
     def _follow(
         self,

@@ -213,10 +213,10 @@ class SolverScheduler(SteppedScheduler[S]):
         self, timesteps: np.ndarray, sigmas: Array, device: str | torch.device | None
     ) -> None:
         self._forget()
-        self.num_inference_steps = len(timesteps)
+        self.num_inference_steps = n = len(timesteps)
         make = flow_schedule if self._settings.use_flow_sigmas else Schedule.from_sigmas
         self.sigmas = torch.from_numpy(sigmas).float()
-        self._way = make(timesteps, self.sigmas.double().numpy())
+        self._way = make(timesteps, self.sigmas[: n + 1].double().numpy())
         self.timesteps = torch.from_numpy(timesteps).to(device)
 
     def _frame(self, start: int) -> Frame:

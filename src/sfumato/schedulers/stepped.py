@@ -1,4 +1,4 @@
-"""Schedulers that count steps and pass through a list of sigmas, and the two forms of ``step``."""
+"""Schedulers that count steps and pass through a list of sigmas, and the forms of ``step``."""
 
 from __future__ import annotations
 
@@ -180,6 +180,20 @@ def noisy_step(
         InputError: before ``set_timesteps``, or after the last step.
     """
     return self._result(self._advance(sample, model_output, timestep, generator), return_dict)
+
+
+def given_noise_step(
+    self: SteppedScheduler[Any],
+    model_output: torch.Tensor,
+    timestep: float | torch.Tensor,
+    sample: torch.Tensor,
+    generator: Generators = None,
+    variance_noise: torch.Tensor | None = None,
+    return_dict: bool = True,
+) -> SchedulerOutput | tuple[torch.Tensor, ...]:
+    """The next step; arguments as of `noisy_step`, and ``variance_noise``, the noise itself."""
+    result = self._advance(sample, model_output, timestep, generator, variance_noise)
+    return self._result(result, return_dict)
 
 
 def refuse_integers(timestep: Any, cls: type) -> None:

@@ -163,5 +163,5 @@ def compatible_classes(cls: type[Scheduler[Any]]) -> list[type[Scheduler[Any]]]:
     from sfumato import schedulers
 
     members = {member.name for member in schedulers.KarrasDiffusionSchedulers}
-    names = {cls.__name__} | (members if cls.__name__ in members else set())
+    names = {cls.__name__} | (members if cls.swappable else set())
     return [c for c in all_classes() if c.__name__ in names]

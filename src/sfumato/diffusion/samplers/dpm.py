@@ -60,10 +60,4 @@ def dpm_multistep(
             moments[2] = moments[2] / 2 - (step.scale if more_curve else 0)
         move = step.move(moments, frame.now.log_snr[row + 1 - count : row + 1][::-1])
         moves.append(move._replace(noises=[s_noise * noise for noise in move.noises]))
-    return moving(
-        frame,
-        frame.answers(image=image),
-        moves,
-        draws=np.full(n, eta > 0),
-        noise_in_float32=True,
-    )
+    return moving(frame, frame.answers(image=image), moves, draws=np.full(n, eta > 0))
