@@ -2,21 +2,21 @@
 
 A source answers ``draw(shape, dtype, device)``. `GeneratorNoise` draws exactly as diffusers does
 from the same generators; `SeededNoise` gives every picture its own seed, so that a picture does
-not depend on its neighbours in a batch.
+not depend on its neighbours in a batch. A source can be given wherever a generator can; `seeds`
+makes more of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
 
 from sfumato.errors import InputError
 
-Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 
-
+@runtime_checkable
 class NoiseSource(Protocol):
     """Standard normal numbers on demand; each call gives the next ones."""
 
@@ -25,6 +25,9 @@ class NoiseSource(Protocol):
     ) -> torch.Tensor:
         """``shape[0]`` pictures of noise."""
         ...
+
+
+Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | NoiseSource | None
 
 
 class GeneratorNoise:
@@ -54,25 +57,31 @@ class SeededNoise:
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
-        for seed in seeds:
-            if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
-                raise InputError(
-                    f"A seed has to be an integer from 0 to 2**64 - 1 but is {seed!r}."
-                )
-        self.seeds = tuple(seeds)
-        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.seeds = checked_seeds(seeds)
+        self._generators = [torch.Generator().manual_seed(seed) for seed in self.seeds]
 
     def draw(
         self, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str
     ) -> torch.Tensor:
-        if shape[0] != len(self.seeds):
-            raise InputError(
-                f"{shape[0]} pictures are asked for, but there are {len(self.seeds)} seeds."
-            )
+        check_count(shape, self.seeds)
         one = (1, *shape[1:])
         return torch.cat([torch.randn(one, generator=g) for g in self._generators]).to(
             device, dtype
         )
+
+
+def checked_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
+    """Seeds as a tuple; `InputError` for one that is no integer from 0 to 2**64 - 1."""
+    for seed in seeds:
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+            raise InputError(f"A seed has to be an integer from 0 to 2**64 - 1 but is {seed!r}.")
+    return tuple(seeds)
+
+
+def check_count(shape: Sequence[int], seeds: Sequence[int]) -> None:
+    """Raise `InputError` unless there is a seed for every picture."""
+    if shape[0] != len(seeds):
+        raise InputError(f"{shape[0]} pictures are asked for, but there are {len(seeds)} seeds.")
 
 
 def randn_tensor(
@@ -84,13 +93,16 @@ def randn_tensor(
     """Standard normal numbers, drawn as diffusers draws them.
 
     A generator on the CPU draws on the CPU, in ``dtype``, whatever ``device`` is. A list of one
-    generator counts as that generator; of a longer list each draws its own picture.
+    generator counts as that generator; of a longer list each draws its own picture. A noise source
+    draws in its own way.
 
     Raises:
         InputError: when a generator lives on a GPU and ``device`` is the CPU, or a list of
             generators does not have one for each picture.
     """
     target = torch.device(device or "cpu")
+    if isinstance(generator, NoiseSource):
+        return generator.draw(shape, dtype or torch.get_default_dtype(), target)
     if isinstance(generator, Sequence):
         if len(generator) == 1:
             return randn_tensor(shape, generator[0], target, dtype)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sfumato.diffusion.noise import NoiseSource
 from sfumato.errors import InputError
 
 MAX_SIDE = 16_384
@@ -163,7 +164,9 @@ def check_image_prompts(image: Any, embeds: Any) -> None:
 
 
 def check_generator(generator: Any, batch_size: int) -> None:
-    """A torch generator, or one for each picture."""
+    """A torch generator, or one for each picture, or a noise source."""
+    if isinstance(generator, NoiseSource):
+        return
     listed = isinstance(generator, list | tuple)
     for item in generator if listed else [generator]:
         if not isinstance(item, torch.Generator) and not (item is None and not listed):

@@ -25,7 +25,7 @@ from sfumato.diffusion.foreign import SchedulerRun
 from sfumato.diffusion.guidance import ClassifierFree, Guidance
 from sfumato.diffusion.run import Solver
 from sfumato.errors import InputError
-from sfumato.pipelines import prompting, stages
+from sfumato.pipelines import prompting, seeding, stages
 from sfumato.pipelines.prompting import Wording
 from sfumato.pipelines.request import Request
 from sfumato.pipelines.watch import Watcher
@@ -243,6 +243,7 @@ def _denoise(drawing: Drawing, pieces: tuple[Piece, ...], conditions: dict[str, 
             **inputs,
         )[0]
 
+    seeding.check_scheduler(drawing.scheduler, request.generator)
     network: Network = unet
     solver: Solver = SchedulerRun(
         drawing.scheduler, drawing.timesteps, generator=request.generator, eta=float(request.eta)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sfumato.checkpoints.arguments import reject_unknown
 from sfumato.pipelines import checks
 from sfumato.pipelines.call import CallState
+from sfumato.pipelines.seeding import SEED_KEYWORDS, read_generator
 from sfumato.pipelines.watch import warn_of_legacy
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class Request:
         warn_of_legacy(extra)
         known = {field.name for field in fields(cls)}
         given = {name: value for name, value in arguments.items() if name in known} | extra
+        given = read_generator(pipeline, given)
         for name in ("callback_on_step_end", "callback"):
             checks.check_callable(name, given.get(name))
         names = getattr(given.get("callback_on_step_end"), "tensor_inputs", None)
@@ -125,4 +127,4 @@ class Request:
 _PARTS = ("unet", "scheduler", "vae")
 
 #: Arguments that diffusers' calls do not have; every pipeline takes them by name.
-OWN_KEYWORDS = ("prompt_syntax", "loras")
+OWN_KEYWORDS = ("prompt_syntax", "loras", *SEED_KEYWORDS)

@@ -1,0 +1,121 @@
+"""Seeds as arguments of a call."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from diffusers.schedulers.scheduling_euler_ancestral_discrete import (
+    EulerAncestralDiscreteScheduler,
+)
+from torch import Tensor
+
+from sfumato.diffusion.seeds import NvidiaNoise
+from sfumato.errors import InputError
+from tests.pipelines.tiny import SD_SCHEDULER, seeded, tiny_pipeline, tiny_scheduler
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    return tiny_pipeline(scheduler=tiny_scheduler("EulerAncestralDiscreteScheduler"))
+
+
+def latents(pipe: Any, prompt: Any = "a cat", **options: Any) -> Tensor:
+    return pipe(prompt, num_inference_steps=3, output_type="latent", **options).images
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and ((a - b).abs().max() / b.abs().max()).item() < 1e-4
+
+
+def test_each_picture_of_a_batch_is_what_its_seed_gives_alone(pipe: Any) -> None:
+    batch = latents(pipe, seeds=[3, 9, 2**64 - 1])
+    for index, seed in enumerate([3, 9, 2**64 - 1]):
+        assert close(batch[index : index + 1], latents(pipe, seeds=seed))
+    assert torch.equal(latents(pipe, seeds=[3]), latents(pipe, generator=seeded(3)))
+
+
+def test_prompts_share_the_seeds(pipe: Any) -> None:
+    four = latents(pipe, ["a", "b"], seeds=[1, 2, 3, 4])
+    assert close(four[2:3], latents(pipe, "b", seeds=[3]))
+    assert close(four, latents(pipe, ["a", "b"], seeds=[1, 2, 3, 4], num_images_per_prompt=2))
+
+
+@pytest.mark.parametrize("rng", ["nvidia", "comfyui"])
+def test_other_sources_draw_all_noise_of_a_picture(pipe: Any, rng: str) -> None:
+    both = latents(pipe, seeds=[3, 9], rng=rng)
+    assert close(both[1:], latents(pipe, seeds=[9], rng=rng))
+    assert not close(both[1:], latents(pipe, seeds=[9]))
+
+
+def test_a_source_can_be_given_as_the_generator(pipe: Any) -> None:
+    found = latents(pipe, generator=NvidiaNoise([9]))
+    assert torch.equal(found, latents(pipe, seeds=[9], rng="NV"))
+    with pytest.raises(InputError, match="seeds"):
+        latents(pipe, ["a", "b"], generator=NvidiaNoise([9]))
+
+
+def test_the_noise_of_a_card_is_what_is_given_as_latents() -> None:
+    pipe = tiny_pipeline(scheduler=tiny_scheduler("DDIMScheduler"))
+    noise = NvidiaNoise([4]).draw((1, 4, 8, 8), torch.float32, "cpu")
+    assert torch.equal(latents(pipe, seeds=4, rng="nvidia"), latents(pipe, latents=noise))
+
+
+def test_variations_lie_between_two_pictures(pipe: Any) -> None:
+    start, end = latents(pipe, seeds=[1]), latents(pipe, seeds=[2])
+    assert torch.equal(start, latents(pipe, seeds=[1], variation_seed=2, variation_strength=0))
+    near = latents(pipe, seeds=[1], variation_seed=2, variation_strength=0.05)
+    assert not close(near, start)
+    assert (near - start).norm() < (near - end).norm()
+    pair = latents(pipe, seeds=[1, 1], variation_seed=[2, 3], variation_strength=0.05)
+    assert close(pair[:1], near) and not close(pair[1:], near)
+
+
+def test_a_picture_of_another_size_keeps_its_noise(pipe: Any) -> None:
+    wide = latents(pipe, seeds=[1], height=16, width=32)
+    kept = latents(pipe, seeds=[1], height=16, width=32, seed_resize_from=(16, 16))
+    assert kept.shape == wide.shape and not close(kept, wide)
+    same = latents(pipe, seeds=[1], height=16, width=32, seed_resize_from=(16, 32))
+    assert torch.equal(wide, same)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seeds": [1], "generator": seeded(1)}, "either"),
+        ({"seeds": [-1]}, "seed"),
+        ({"seeds": "1"}, "seed"),
+        ({"seeds": [1, 2, 3], "num_images_per_prompt": 2}, "3 seeds for 2"),
+        ({"rng": "nvidia"}, "only with `seeds`"),
+        ({"variation_strength": 0.5}, "only with `seeds`"),
+        ({"seeds": [1], "variation_strength": 0.5}, "needs a `variation_seed`"),
+        ({"seeds": [1], "variation_strength": 1.5, "variation_seed": 1}, "variation_strength"),
+        ({"seeds": [1, 2], "variation_strength": 0.5, "variation_seed": [1, 2, 3]}, "variation"),
+        ({"seeds": [1], "rng": "amd"}, "rng"),
+        ({"seeds": [1], "seed_resize_from": 8}, "height and a width"),
+        ({"seeds": [1], "seed_resize_from": (8, 9)}, "divisible by 8"),
+    ],
+)
+def test_wrong_arguments_are_told(pipe: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        latents(pipe, **options)
+
+
+def test_a_foreign_scheduler_takes_plain_seeds_and_refuses_other_sources() -> None:
+    foreign = EulerAncestralDiscreteScheduler(**SD_SCHEDULER, steps_offset=1)
+    pipe = tiny_pipeline(scheduler=foreign)
+    ours = tiny_pipeline(scheduler=tiny_scheduler("EulerAncestralDiscreteScheduler"))
+    assert close(latents(pipe, seeds=[1, 2]), latents(ours, seeds=[1, 2]))
+    with pytest.raises(InputError, match="torch generators only"):
+        latents(pipe, seeds=[1], rng="nvidia")
+
+
+def test_calls_in_two_threads_draw_what_they_draw_alone(pipe: Any) -> None:
+    def call(seed: int) -> Tensor:
+        return latents(pipe, seeds=[seed], rng="nvidia", variation_seed=5, variation_strength=0.2)
+
+    alone = [call(seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        assert all(map(torch.equal, alone, pool.map(call, range(4))))
