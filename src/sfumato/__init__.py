@@ -43,6 +43,8 @@ if TYPE_CHECKING:
         SDCFGCutoffCallback,
     )
     from sfumato.pipelines.image_processor import VaeImageProcessor
+    from sfumato.pipelines.img2img import StableDiffusionImg2ImgPipeline
+    from sfumato.pipelines.inpaint import StableDiffusionInpaintPipeline
     from sfumato.pipelines.output import StableDiffusionPipelineOutput
     from sfumato.pipelines.stable_diffusion import StableDiffusionPipeline
     from sfumato.safety.checker import StableDiffusionSafetyChecker
@@ -83,6 +85,8 @@ __version__ = "0.1.0"
 
 #: Where each public name is at home.
 _MODULE_OF = {
+    "StableDiffusionInpaintPipeline": "sfumato.pipelines.inpaint",
+    "StableDiffusionImg2ImgPipeline": "sfumato.pipelines.img2img",
     "AdapterError": "sfumato.errors",
     "AutoencoderKL": "sfumato.models.autoencoder",
     "AutoencoderTiny": "sfumato.models.autoencoder_tiny",
@@ -195,6 +199,8 @@ __all__ = [
     "SASolverScheduler",
     "SDCFGCutoffCallback",
     "SfumatoError",
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionInpaintPipeline",
     "StableDiffusionPipeline",
     "StableDiffusionPipelineOutput",
     "StableDiffusionSafetyChecker",

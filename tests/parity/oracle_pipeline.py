@@ -10,7 +10,6 @@ import diffusers
 import torch
 import transformers
 
-from sfumato.pipelines.stable_diffusion import StableDiffusionPipeline
 from tests.pipelines.tiny import tokenizer
 
 
@@ -38,20 +37,23 @@ def oracle_network(network: Any) -> Any:
     return oracle.eval()
 
 
-def oracle_of(pipeline: StableDiffusionPipeline) -> Any:
-    """diffusers' pipeline with the same weights."""
-    oracle = diffusers.StableDiffusionPipeline(
-        vae=oracle_network(pipeline.vae),
-        text_encoder=oracle_network(pipeline.text_encoder),
-        tokenizer=oracle_tokenizer(),
-        unet=oracle_network(pipeline.unet),
-        scheduler=oracle_scheduler(pipeline.scheduler),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
+def oracle_of(pipeline: Any) -> Any:
+    """diffusers' pipeline of the same class with the same weights."""
+    parts = {name: _oracle_part(name, part) for name, part in pipeline.components.items()}
+    settings = pipeline._signature()[1]
+    oracle = getattr(diffusers, type(pipeline).__name__)(
+        **parts, **{name: pipeline.config[name] for name in settings}
     )
     oracle.set_progress_bar_config(disable=True)
     return oracle
+
+
+def _oracle_part(name: str, part: Any) -> Any:
+    if isinstance(part, torch.nn.Module):
+        return oracle_network(part)
+    if name == "tokenizer":
+        return oracle_tokenizer()
+    return oracle_scheduler(part) if name.endswith("scheduler") else part
 
 
 def distance(ours: torch.Tensor, oracle: torch.Tensor) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import random
 from functools import cache
 from typing import Any
@@ -15,8 +14,9 @@ import torch
 import sfumato.schedulers
 from sfumato.pipelines.callbacks import SDCFGCutoffCallback
 from sfumato.pipelines.stable_diffusion import StableDiffusionPipeline
+from tests.parity.calls import call_arguments, latents_of, scheduler_fields
 from tests.parity.oracle_pipeline import distance, oracle_of, oracle_scheduler
-from tests.pipelines.tiny import WIDTH, seeded, tiny_pipeline, tiny_scheduler, tiny_unet, word
+from tests.pipelines.tiny import seeded, tiny_pipeline, tiny_scheduler, tiny_unet
 
 UNETS: dict[str, dict[str, Any]] = {
     "1.x": {},
@@ -46,96 +46,20 @@ def _with_scheduler(kind: str, name: str, **fields: Any) -> tuple[StableDiffusio
     return ours, oracle
 
 
-def _scheduler_fields(rng: random.Random, name: str) -> dict[str, Any]:
-    known = inspect.signature(getattr(diffusers, name)).parameters
-    wishes = {
-        "prediction_type": rng.choice(["epsilon", "epsilon", "v_prediction"]),
-        "timestep_spacing": rng.choice(["leading", "linspace", "trailing"]),
-        "use_karras_sigmas": rng.random() < 0.3,
-        "rescale_betas_zero_snr": rng.random() < 0.15,
-    }
-    if wishes["rescale_betas_zero_snr"]:  # then the first step is pure noise: only v can go on
-        wishes["prediction_type"] = "v_prediction"
-        wishes["timestep_spacing"] = "trailing"
-    if name == "DPMSolverMultistepScheduler":
-        wishes["algorithm_type"] = rng.choice(["dpmsolver++", "sde-dpmsolver++"])
-        wishes["solver_order"] = rng.choice([1, 2, 2, 3])
-    return {key: value for key, value in wishes.items() if key in known}
-
-
-def _arguments(rng: random.Random, scheduler: Any) -> dict[str, Any]:
-    """A random call; seeds in place of generators, so that both sides get fresh ones."""
-    steps = round(2 * 25 ** rng.random() ** 2)
-    prompts = rng.choice([1, 1, 2])
-    listed = prompts > 1 or rng.random() < 0.3
-    images = rng.choice([1, 1, 1, 2])
-    texts = [word(rng) for _ in range(prompts)]
-    arguments: dict[str, Any] = {
-        "prompt": texts if listed else texts[0],
-        "num_inference_steps": steps,
-        "num_images_per_prompt": images,
-        "guidance_scale": rng.choice([0.0, 1.0, 1.5, 5, 7.5, 12.0]),
-        "seeds": [rng.randrange(2**32)],
-    }
-    batch = prompts * images
-    if rng.random() < 0.5:
-        negatives = [word(rng) for _ in range(prompts)]
-        arguments["negative_prompt"] = negatives if listed else negatives[0]
-    if rng.random() < 0.4:
-        arguments["guidance_rescale"] = rng.choice([0.3, 0.7, 1.0])
-    if rng.random() < 0.3:
-        arguments["clip_skip"] = rng.choice([0, 1, 2])
-    if rng.random() < 0.4:
-        arguments["seeds"] = [rng.randrange(2**32) for _ in range(batch)]
-    if rng.random() < 0.4:
-        arguments["eta"] = rng.choice([0.3, 1.0])
-    if rng.random() < 0.4:
-        arguments |= {"height": rng.choice([8, 16, 24]), "width": rng.choice([8, 16, 32])}
-    elif rng.random() < 0.3:
-        arguments["latents"] = torch.randn(batch, 4, 8, 8, generator=seeded(rng.randrange(99)))
-    if rng.random() < 0.2:
-        embeds = torch.randn(2, prompts, 77, WIDTH, generator=seeded(rng.randrange(99)))
-        arguments["prompt"] = None
-        arguments["prompt_embeds"] = embeds[0]
-        arguments["negative_prompt_embeds"] = embeds[1]
-        arguments.pop("negative_prompt", None)
-    if rng.random() < 0.3:
-        arguments |= _own_steps(rng, scheduler)
-    return arguments
-
-
-def _own_steps(rng: random.Random, scheduler: Any) -> dict[str, Any]:
-    parameters = inspect.signature(scheduler.set_timesteps).parameters
-    if "sigmas" in parameters and rng.random() < 0.5:
-        return {"sigmas": sorted((rng.uniform(0.03, 14) for _ in range(6)), reverse=True)}
-    blocked = getattr(scheduler.config, "use_karras_sigmas", False)
-    if "timesteps" not in parameters or blocked:
-        return {}
-    # LCM and TCD ask that the timesteps are among those of the distillation.
-    choices = range(19, 1000, 20)
-    return {"timesteps": sorted(rng.sample(choices, rng.randint(2, 9)), reverse=True)}
-
-
-def _latents(pipeline: Any, arguments: dict[str, Any], **more: Any) -> torch.Tensor:
-    call = {key: value for key, value in arguments.items() if key != "seeds"}
-    generator = seeded(*arguments["seeds"])
-    return pipeline(**call, generator=generator, output_type="latent", **more).images
-
-
 @pytest.mark.parametrize("name", sfumato.schedulers.CLASS_NAMES)
 def test_random_calls_give_the_latents_of_diffusers(name: str) -> None:
     rng = random.Random(name)
     for case in range(CASES_PER_SCHEDULER):
         kind = rng.choice(["1.x", "1.x", "2.x", "distilled"])
-        fields = _scheduler_fields(rng, name)
+        fields = scheduler_fields(rng, name)
         ours, oracle = _with_scheduler(kind, name, **fields)
-        arguments = _arguments(rng, oracle.scheduler)
+        arguments = call_arguments(rng, oracle.scheduler)
         report = f"case {case}: {kind} {fields} {arguments}"
-        expected = _latents(oracle, arguments)
+        expected = latents_of(oracle, arguments)
         assert torch.isfinite(expected).all(), report
         # Sigmas of 4096 leave the oracle's own float32 arithmetic fewer digits.
         tolerance = 20 * TOLERANCE if fields.get("rescale_betas_zero_snr") else TOLERANCE
-        assert distance(_latents(ours, arguments), expected) < tolerance, report
+        assert distance(latents_of(ours, arguments), expected) < tolerance, report
 
 
 @pytest.mark.parametrize(
@@ -153,7 +77,7 @@ def test_components_of_diffusers_give_its_latents_bit_by_bit(name: str) -> None:
     ours = StableDiffusionPipeline(**oracle.components, requires_safety_checker=False)
     ours.set_progress_bar_config(disable=True)
     arguments = {"prompt": ["a boat", "a cat"], "num_inference_steps": 4, "seeds": [1]}
-    assert torch.equal(_latents(ours, arguments), _latents(oracle, arguments))
+    assert torch.equal(latents_of(ours, arguments), latents_of(oracle, arguments))
 
 
 @pytest.mark.parametrize("part", ["unet", "text_encoder", "tokenizer", "scheduler", "vae"])
@@ -164,7 +88,7 @@ def test_a_single_component_of_diffusers_works_among_ours(part: str) -> None:
     )
     mixed.set_progress_bar_config(disable=True)
     arguments = {"prompt": "a boat", "num_inference_steps": 3, "seeds": [1]}
-    assert distance(_latents(mixed, arguments), _latents(oracle, arguments)) < TOLERANCE
+    assert distance(latents_of(mixed, arguments), latents_of(oracle, arguments)) < TOLERANCE
     assert mixed("a boat", num_inference_steps=1, generator=seeded(1)).images[0].size == (16, 16)
 
 
@@ -251,7 +175,7 @@ def test_ending_guidance_early_gives_the_latents_of_diffusers() -> None:
 
     ours, oracle = _with_scheduler("1.x", "DDIMScheduler")
     arguments = {"prompt": "a boat", "num_inference_steps": 6, "seeds": [2]}
-    expected = _latents(
+    expected = latents_of(
         oracle,
         arguments,
         callback_on_step_end=OracleCutoff(cutoff_step_ratio=None, cutoff_step_index=3),
@@ -261,7 +185,7 @@ def test_ending_guidance_early_gives_the_latents_of_diffusers() -> None:
         SDCFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=3),
         OracleCutoff(cutoff_step_ratio=0.5),
     ):
-        latents = _latents(ours, arguments, callback_on_step_end=cutoff)
+        latents = latents_of(ours, arguments, callback_on_step_end=cutoff)
         assert distance(latents, expected) < TOLERANCE
 
 

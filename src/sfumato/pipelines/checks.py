@@ -163,6 +163,33 @@ def check_image_prompts(image: Any, embeds: Any) -> None:
             )
 
 
+def check_call(
+    pipeline: Any,
+    prompt: Any,
+    callback_steps: Any,
+    negative_prompt: Any = None,
+    prompt_embeds: Any = None,
+    negative_prompt_embeds: Any = None,
+    ip_adapter_image: Any = None,
+    ip_adapter_image_embeds: Any = None,
+    tensor_inputs: Sequence[str] | None = None,
+) -> None:
+    """What the ``check_inputs`` of all pipelines have in common: prompts and callbacks."""
+    check_callbacks(callback_steps, tensor_inputs, pipeline._callback_tensor_inputs)
+    check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+    check_image_prompts(ip_adapter_image, ip_adapter_image_embeds)
+    unet_config = getattr(pipeline.unet, "config", None)
+    check_embedding_width("prompt_embeds", prompt_embeds, unet_config)
+    check_embedding_width("negative_prompt_embeds", negative_prompt_embeds, unet_config)
+
+
+def check_strength(strength: Any) -> None:
+    """How much of a picture to draw anew."""
+    number = isinstance(strength, int | float) and not isinstance(strength, bool)
+    if not number or not 0 <= strength <= 1:  # which a NaN is not either
+        raise InputError(f"The value of strength should in [0.0, 1.0] but is {_shown(strength)}.")
+
+
 def check_generator(generator: Any, batch_size: int) -> None:
     """A torch generator, or one for each picture, or a noise source."""
     if isinstance(generator, NoiseSource):

@@ -266,13 +266,9 @@ def _denoise(drawing: Drawing, pieces: tuple[Piece, ...], conditions: dict[str, 
 
 
 def fit_rows(tensor: Tensor, rows: int) -> Tensor:
-    """A tensor for a batch of ``rows``: the first so many, or all repeated in turn.
+    """A tensor for a batch of ``rows``: its own rows in turn, as often as it takes.
 
-    Raises:
-        InputError: when ``rows`` is no multiple of the rows there are.
+    In guidance the network is asked about blocks of all pictures.
     """
-    if len(tensor) >= rows:
-        return tensor[:rows]
-    if rows % len(tensor):
-        raise InputError(f"{len(tensor)} pictures cannot be shared by {rows} drawings.")
-    return tensor.repeat(rows // len(tensor), *[1] * (tensor.ndim - 1))
+    times = -(-rows // len(tensor))
+    return tensor[:rows] if times == 1 else tensor.repeat(times, *[1] * (tensor.ndim - 1))[:rows]

@@ -13,11 +13,12 @@ from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch import Tensor
 
 from sfumato.config import Config, check_choice, check_int
 from sfumato.errors import ConfigError, ImageError
+from sfumato.pipelines import regions
 
 ImageInput: TypeAlias = (
     Image.Image
@@ -234,6 +235,31 @@ class VaeImageProcessor:
         if resize_mode not in ("fill", "crop"):
             raise ImageError(f"resize_mode {str(resize_mode)[:80]} is not supported")
         return _fit(image, width, height, cover=resize_mode == "crop")
+
+    @staticmethod
+    def blur(image: Image.Image, blur_factor: int = 4) -> Image.Image:
+        """A picture or mask with soft edges; the factor is the radius in pixels."""
+        return image.filter(ImageFilter.GaussianBlur(blur_factor))
+
+    @staticmethod
+    def get_crop_region(
+        mask_image: Image.Image, width: int, height: int, pad: int = 0
+    ) -> tuple[int, int, int, int]:
+        """The region around a mask in the shape of what is drawn; see `regions.region_of_mask`."""
+        return regions.region_of_mask(mask_image, width, height, pad)
+
+    def apply_overlay(
+        self,
+        mask: Image.Image,
+        init_image: Image.Image,
+        image: Image.Image,
+        crop_coords: tuple[int, int, int, int] | None = None,
+    ) -> Image.Image:
+        """What was drawn, with the original where the mask is black; see `regions.overlay`."""
+        if crop_coords is not None:
+            left, upper, right, lower = crop_coords
+            image = self.resize(image, lower - upper, right - left, resize_mode="crop")
+        return regions.overlay(mask, init_image, image, crop_coords)
 
     def _from_pil(
         self,

@@ -7,27 +7,26 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 
-def repair_scheduler(scheduler: Any) -> None:
-    """Set ``steps_offset`` to 1 and ``clip_sample`` to False, with a warning for each.
+def repair_scheduler(scheduler: Any, wanted: Mapping[str, Any]) -> None:
+    """Set what early checkpoints have wrong in their scheduler, with a warning for each.
 
-    Stable Diffusion was released with scheduler configurations that lack the two.
+    Args:
+        scheduler: the scheduler, or None.
+        wanted: setting to the value that it has to have, where the scheduler has the setting.
     """
     config = getattr(scheduler, "config", {})
-    changes: dict[str, Any] = {}
-    if config.get("steps_offset", 1) != 1:
-        changes["steps_offset"] = 1
-    if config.get("clip_sample", False) is True:
-        changes["clip_sample"] = False
+    changes = {k: value for k, value in wanted.items() if config.get(k, value) != value}
     for name, value in changes.items():
         warnings.warn(
             f"The configuration file of this scheduler: {type(scheduler).__name__} is outdated."
             f" `{name}` should be set to {value} instead of {config[name]}; it is used so."
             " Please update `scheduler/scheduler_config.json` accordingly.",
             FutureWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     if changes:
         _replace_config(scheduler, changes)
@@ -54,7 +53,7 @@ def repair_sample_size(unet: Any, version: str | None = None) -> None:
         " than 64, which is a mistake of early versions; 64 is used. Please update"
         " `unet/config.json` accordingly.",
         FutureWarning,
-        stacklevel=4,
+        stacklevel=5,
     )
     _replace_config(unet, {"sample_size": 64})
 

@@ -134,16 +134,17 @@ class StableDiffusionPipeline(StableDiffusionBase):
     ) -> None:
         """Raise `InputError` when arguments of a call are wrong or contradict each other."""
         checks.image_size(height, width)
-        checks.check_callbacks(
-            callback_steps, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs
+        checks.check_call(
+            self,
+            prompt,
+            callback_steps,
+            negative_prompt,
+            prompt_embeds,
+            negative_prompt_embeds,
+            ip_adapter_image,
+            ip_adapter_image_embeds,
+            callback_on_step_end_tensor_inputs,
         )
-        checks.check_prompts(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
-        checks.check_image_prompts(ip_adapter_image, ip_adapter_image_embeds)
-        for name, embeds in (
-            ("prompt_embeds", prompt_embeds),
-            ("negative_prompt_embeds", negative_prompt_embeds),
-        ):
-            checks.check_embedding_width(name, embeds, getattr(self.unet, "config", None))
 
     def prepare_latents(
         self,

@@ -73,6 +73,9 @@ class StableDiffusionBase(
         "negative_prompt_embeds",
     ]
 
+    #: Settings of schedulers that early checkpoints have wrong.
+    _outdated_settings: ClassVar[dict[str, Any]] = {"steps_offset": 1, "clip_sample": False}
+
     vae: Any
     text_encoder: Any
     tokenizer: Any
@@ -102,23 +105,7 @@ class StableDiffusionBase(
         image_encoder: Any = None,
         requires_safety_checker: bool = True,
     ) -> None:
-        super().__init__()
-        repairs.repair_scheduler(scheduler)
-        repairs.repair_sample_size(unet)
-        if safety_checker is None and requires_safety_checker:
-            logger.warning(
-                "%s has no safety checker, so nothing filters what it draws. Licences of published"
-                " weights can forbid to show such results to the public. To say that this is meant,"
-                " pass `requires_safety_checker=False`.",
-                type(self).__name__,
-            )
-        if safety_checker is not None and feature_extractor is None:
-            raise InputError(
-                f"Make sure to define a feature extractor when loading {type(self).__name__} if"
-                " you want to use the safety checker.",
-                hint="If you do not want to use it, you can pass `safety_checker=None` instead.",
-            )
-        self.register_modules(
+        self._set_up(
             vae=vae,
             text_encoder=text_encoder,
             tokenizer=tokenizer,
@@ -128,9 +115,39 @@ class StableDiffusionBase(
             feature_extractor=feature_extractor,
             image_encoder=image_encoder,
         )
+        self._settle_safety(requires_safety_checker)
+
+    def _set_up(self, **modules: Any) -> None:
+        """Take the components, of which there are at least ``vae``, ``unet`` and ``scheduler``."""
+        super().__init__()
+        repairs.repair_scheduler(modules["scheduler"], self._outdated_settings)
+        repairs.repair_sample_size(modules["unet"])
+        self.register_modules(**modules)
+        vae = modules["vae"]
         self.vae_scale_factor = 8 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
-        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
-        self.register_to_config(requires_safety_checker=requires_safety_checker)
+        channels = 4 if vae is None else vae.config.latent_channels
+        self.image_processor = VaeImageProcessor(
+            vae_scale_factor=self.vae_scale_factor,
+            # Tensors with so many channels are latents; those with 3 have to stay pictures.
+            vae_latent_channels=4 if channels == 3 else channels,
+        )
+
+    def _settle_safety(self, required: bool) -> None:
+        """Note whether a safety checker belongs to the pipeline; complain when it cannot work."""
+        if self.safety_checker is None and required:
+            logger.warning(
+                "%s has no safety checker, so nothing filters what it draws. Licences of published"
+                " weights can forbid to show such results to the public. To say that this is meant,"
+                " pass `requires_safety_checker=False`.",
+                type(self).__name__,
+            )
+        if self.safety_checker is not None and self.feature_extractor is None:
+            raise InputError(
+                f"Make sure to define a feature extractor when loading {type(self).__name__} if"
+                " you want to use the safety checker.",
+                hint="If you do not want to use it, you can pass `safety_checker=None` instead.",
+            )
+        self.register_to_config(requires_safety_checker=required)
 
     @property
     def do_classifier_free_guidance(self) -> bool:
@@ -312,6 +329,16 @@ class StableDiffusionBase(
         _deprecated("_encode_prompt()", "encode_prompt()")
         positive, negative = self.encode_prompt(*args, **kwargs)
         return positive if negative is None else torch.cat([negative, positive])
+
+    def get_timesteps(
+        self, num_inference_steps: int, strength: float, device: Any = None
+    ) -> tuple[Tensor, int]:
+        """The scheduler's timesteps for the last share of the steps, and how many steps these are.
+
+        For pipelines that begin with a picture; the timesteps are where they were set, so that
+        ``device`` changes nothing.
+        """
+        return stages.last_timesteps(self.scheduler, num_inference_steps, strength)
 
     def encode_image(
         self,

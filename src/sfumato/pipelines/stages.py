@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.adapters.state import scaled
-from sfumato.diffusion.noise import Generators, randn_tensor
+from sfumato.diffusion.noise import Generators, NoiseSource, randn_tensor
 from sfumato.errors import InputError, NumericalError
 
 
@@ -157,6 +157,45 @@ def guidance_scale_embedding(
     phases = (w * 1000.0).to(dtype)[:, None] * frequencies[None, :]
     waves = torch.cat([phases.sin(), phases.cos()], dim=1)
     return nn.functional.pad(waves, (0, embedding_dim % 2))
+
+
+def encode(
+    vae: Any,
+    image: Tensor,
+    generator: Generators = None,
+    rows: int | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Images ``(batch, 3, height, width)`` around -1..1 to latents, as the UNet knows them.
+
+    Args:
+        vae: autoencoder; one with a distribution of latents draws from it.
+        image: the images.
+        generator: one for the batch, or a list from which each result takes its own. A noise
+            source is kept for the noise: the most likely latents are taken then.
+        rows: how many results; the images take turns. By default one for each.
+        device, dtype: of the result.
+    """
+    output = vae.encode(image.to(device, vae.dtype))
+    if hasattr(output, "latent_dist"):
+        latents = _sample(output.latent_dist, generator, rows or len(image))
+    else:
+        latents = output.latents
+    return (latents if dtype is None else latents.to(dtype)) * vae.config.scaling_factor
+
+
+def _sample(distribution: Any, generator: Generators, rows: int) -> Tensor:
+    if isinstance(generator, NoiseSource):
+        return distribution.mode()
+    if generator is None or isinstance(generator, torch.Generator):
+        return distribution.sample(generator)
+    each = distribution.parameters.split(1)
+    draws = [
+        type(distribution)(each[row % len(each)]).sample(own)
+        for row, own in zip(range(rows), generator, strict=False)
+    ]
+    return torch.cat(draws)
 
 
 def decode(vae: Any, latents: Tensor, generator: Generators = None) -> Tensor:

@@ -41,7 +41,11 @@ logger = logging.getLogger(__name__)
 PipelineT = TypeVar("PipelineT")
 
 #: Pipelines that a folder may name, and the modules that have them.
-PIPELINES = {"StableDiffusionPipeline": "sfumato.pipelines.stable_diffusion"}
+PIPELINES = {
+    "StableDiffusionPipeline": "sfumato.pipelines.stable_diffusion",
+    "StableDiffusionImg2ImgPipeline": "sfumato.pipelines.img2img",
+    "StableDiffusionInpaintPipeline": "sfumato.pipelines.inpaint",
+}
 
 
 def component_class(component: object) -> tuple[str | None, str | None]:

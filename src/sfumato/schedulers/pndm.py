@@ -129,7 +129,12 @@ class PNDMScheduler(Scheduler[PNDMConfig]):
         """
         self._require_timesteps()
         if self._plan is None:
-            self._plan = self.plan(self._index(int(timestep), self.timesteps.tolist()))
+            self._start = self._index(int(timestep), self.timesteps.tolist())
+            self._plan = self.plan(self._start)
+        elif self.counter == 1 and int(timestep) == self._plan.timesteps[0]:
+            # The run began at the first of two timesteps alike, which only the second call tells.
+            self._start -= 1
+            self._plan = self.plan(self._start)
         if self.counter >= len(self._plan):
             raise InputError("All steps are taken.", hint="Call `set_timesteps` to begin again.")
         previous, denoised = self._apply(self._plan, self.counter, sample, model_output)
