@@ -9,6 +9,8 @@ from dataclasses import fields
 import pytest
 
 import sfumato
+from sfumato.diffusion.samplers.named import NAMED
+from sfumato.diffusion.schedule import SIGMA_RAMPS, TABLE_SCHEDULES
 from sfumato.errors import InputError
 from sfumato.pipelines.sampler_names import (
     SAMPLERS,
@@ -17,7 +19,7 @@ from sfumato.pipelines.sampler_names import (
     find_sampler,
     find_schedule,
     names_of,
-    options_for,
+    scheduler_for,
 )
 
 
@@ -41,6 +43,20 @@ from sfumato.pipelines.sampler_names import (
         ("ddpm", "DDPMScheduler"),
         ("LCM", "LCMScheduler"),
         ("LCMScheduler", "LCMScheduler"),
+        ("UniPCMultistepScheduler", "UniPCMultistepScheduler"),
+        ("DPM++ SDE", "DPMSolverSDEScheduler"),
+        ("dpmpp_2m_sde_gpu", "DPMSolverMultistepScheduler"),
+        ("dpmpp_3m_sde", "KDiffusionScheduler"),
+        ("DPM++ 2S a", "KDiffusionScheduler"),
+        ("dpm_2_ancestral", "KDPM2AncestralDiscreteScheduler"),
+        ("dpm_2", "KDPM2DiscreteScheduler"),
+        ("heun", "HeunDiscreteScheduler"),
+        ("lms", "LMSDiscreteScheduler"),
+        ("deis", "DEISMultistepScheduler"),
+        ("sa_solver", "SASolverScheduler"),
+        ("ipndm", "KDiffusionScheduler"),
+        ("dpm_fast", "KDiffusionScheduler"),
+        ("uni_pc_bh2", "UniPCMultistepScheduler"),
     ],
 )
 def test_every_spelling_finds_its_class(name: str, expected: str) -> None:
@@ -70,32 +86,55 @@ def test_a_misspelling_gets_a_hint() -> None:
 
 
 def test_a_schedule_that_the_sampler_cannot_follow_is_an_error() -> None:
-    with pytest.raises(InputError, match=r"Euler a has no schedule Karras.*Uniform"):
-        find_schedule("karras", find_sampler("euler_a")[0])
+    with pytest.raises(InputError, match=r"DDIM has no schedule Karras.*Uniform"):
+        find_schedule("karras", find_sampler("ddim")[0])
+    with pytest.raises(InputError, match=r"DPM fast has no schedule Karras.*Automatic"):
+        find_schedule("karras", find_sampler("dpm_fast")[0])
 
 
 def test_one_schedule_switches_off_the_others() -> None:
     sampler = find_sampler("Euler")[0]
-    options = options_for(sampler, find_schedule("exponential", sampler))
+    name, options = scheduler_for(sampler, find_schedule("exponential", sampler))
     assert [k for k, v in options.items() if v] == ["use_exponential_sigmas"]
-    assert options_for(sampler, find_schedule("automatic", sampler)) == {}
+    assert name == "EulerDiscreteScheduler"
+    assert scheduler_for(sampler, find_schedule("automatic", sampler)) == (name, {})
+
+
+def test_a_schedule_that_the_class_does_not_have_comes_from_k_diffusion() -> None:
+    sampler = find_sampler("DPM++ 2M")[0]
+    found = scheduler_for(sampler, find_schedule("align_your_steps", sampler))
+    wanted = {"sampler": "dpmpp_2m", "schedule": "align_your_steps"}
+    assert found == ("KDiffusionScheduler", wanted)
+    assert names_of(*found) == ("DPM++ 2M", "Align Your Steps")
+
+
+def test_every_sampler_of_k_diffusion_has_a_row() -> None:
+    rows = [s.k_name or s.options.get("sampler") for s in SAMPLERS]
+    assert sorted(name for name in rows if name) == sorted(NAMED)
+    ways = [s.k_name for s in SCHEDULES if s.k_name]
+    assert sorted(ways) == sorted([*SIGMA_RAMPS, *TABLE_SCHEDULES])
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda sampler: sampler.name)
-def test_every_option_of_the_tables_is_one_of_the_class(sampler: Sampler) -> None:
-    scheduler_class = getattr(sfumato, sampler.class_name)
+def test_every_pair_of_the_tables_makes_a_scheduler_that_can_run(sampler: Sampler) -> None:
+    model = sfumato.PNDMScheduler(beta_schedule="scaled_linear", steps_offset=1)
     for schedule in (None, *(s for s in SCHEDULES if s.name in sampler.schedules)):
-        options = options_for(sampler, schedule)
-        config = scheduler_class.from_config({}, **options).config
-        assert {key: config[key] for key in options} == options
-        name, shown = names_of(sampler.class_name, config)
+        class_name, options = scheduler_for(sampler, schedule)
+        scheduler = getattr(sfumato, class_name).from_config(model.config, **options)
+        assert {key: scheduler.config[key] for key in options} == options
+        scheduler.set_timesteps(5)
+        assert len(scheduler.plan()) >= 5
+        name, shown = names_of(class_name, scheduler.config)
         assert name == sampler.name
-        assert shown in (None, schedule and schedule.name)
+        if class_name != "KDiffusionScheduler":
+            assert shown in (None, schedule and schedule.name)
+        elif schedule is not None:
+            assert shown == schedule.name
 
 
 def test_a_scheduler_outside_the_table_goes_by_its_class() -> None:
     assert names_of("OtherScheduler", {}) == ("OtherScheduler", None)
-    sde = {"algorithm_type": "sde-dpmsolver++", "solver_order": 2}
+    sde = {"algorithm_type": "sde-dpmsolver++", "solver_order": 3}
     assert names_of("DPMSolverMultistepScheduler", sde)[0] == "DPMSolverMultistepScheduler"
 
 

@@ -35,6 +35,7 @@ CLASSES: dict[str, tuple[str, str]] = {
     "StableDiffusionSafetyChecker": ("stable_diffusion", "sfumato.safety.checker"),
     "CLIPTokenizer": ("transformers", "sfumato.text.tokenizer"),
     **dict.fromkeys(_SCHEDULERS, ("diffusers", "sfumato.schedulers")),
+    "KDiffusionScheduler": ("sfumato", "sfumato.schedulers"),
 }
 
 #: Other names of the same classes.

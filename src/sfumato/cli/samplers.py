@@ -26,7 +26,9 @@ def samplers(
     print("samplers (--sampling-method)")
     for sampler in SAMPLERS:
         names = ", ".join((sampler.name, *sampler.aliases))
-        print(f"  {names}\n      {sampler.about}\n      with {', '.join(sampler.schedules)}")
+        print(f"  {names}\n      {sampler.about}")
+        if sampler.schedules:
+            print(f"      with {', '.join(sampler.schedules)}")
     print("\nschedules (--scheduler); Automatic is the model's own")
     for schedule in SCHEDULES:
         print(f"  {', '.join((schedule.name, *schedule.aliases))}")

@@ -281,11 +281,63 @@ def beta_sigmas(low: float, high: float, n: int, a: float = 0.6, b: float = 0.6)
     return low + beta_quantile(1 - np.linspace(0, 1, n), a, b) * (high - low)
 
 
+def polyexponential_sigmas(low: float, high: float, n: int, rho: float = 1.0) -> Array:
+    """``n`` falling sigmas, their logarithm a power of the step; `exponential_sigmas` for 1."""
+    ramp = np.linspace(1, 0, n) ** rho
+    return np.exp(math.log(low) + ramp * (math.log(high) - math.log(low)))
+
+
+def kl_optimal_sigmas(low: float, high: float, n: int) -> Array:
+    """``n`` falling sigmas, evenly spaced in their angle (arXiv:2404.14507, equation 12)."""
+    return np.tan(np.linspace(math.atan(high), math.atan(low), n))
+
+
+def ays_sigmas(low: float, high: float, n: int) -> Array:
+    """``n`` falling sigmas through the optimal eleven of Stable Diffusion 1 (arXiv:2404.14507).
+
+    They have ends of their own, and pay no heed to ``low`` and ``high``.
+    """
+    return np.exp(np.interp(np.linspace(0, 10, n), np.arange(11), np.log(AYS_SIGMAS)))
+
+
+#: Sigmas in which ten steps go furthest: "Align your steps", arXiv:2404.14507.
+AYS_SIGMAS = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)
 SIGMA_RAMPS: dict[str, Callable[[float, float, int], Array]] = {
     "karras": karras_sigmas,
     "exponential": exponential_sigmas,
+    "polyexponential": polyexponential_sigmas,
     "beta": beta_sigmas,
+    "kl_optimal": kl_optimal_sigmas,
+    "align_your_steps": ays_sigmas,
 }
+
+
+def uniform_sigmas(table: Array, n: int) -> Array:
+    """``n`` falling sigmas at evenly spaced timesteps, both ends of training included."""
+    return _sigma_between(np.linspace(len(table) - 1, 0, n), table)
+
+
+def sgm_uniform_sigmas(table: Array, n: int) -> Array:
+    """``n`` falling sigmas at evenly spaced timesteps, the clean end left out."""
+    return _sigma_between(np.linspace(len(table) - 1, 0, n + 1)[:n], table)
+
+
+def simple_sigmas(table: Array, n: int) -> Array:
+    """``n`` falling sigmas of training, evenly picked from the noisy end."""
+    return table[-1 - (np.arange(n) * (len(table) / n)).astype(np.int64)]
+
+
+#: Schedules that pick from the training table.
+TABLE_SCHEDULES: dict[str, Callable[[Array, int], Array]] = {
+    "uniform": uniform_sigmas,
+    "sgm_uniform": sgm_uniform_sigmas,
+    "simple": simple_sigmas,
+}
+
+
+def _sigma_between(timesteps: Array, table: Array) -> Array:
+    """Sigma at fractional timesteps, linear in its logarithm as k-diffusion has it."""
+    return np.exp(np.interp(timesteps, np.arange(len(table)), log_table(table)))
 
 
 def sigma_at(timesteps: Timesteps, table: Array) -> Array:

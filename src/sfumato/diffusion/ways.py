@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from sfumato.diffusion.schedule import (
     SIGMA_RAMPS,
+    TABLE_SCHEDULES,
     Array,
     Levels,
     Schedule,
@@ -157,7 +159,7 @@ def with_corrections(
 
 
 def with_middles(
-    timesteps: NDArray[Any], sigmas: Array, table: Array, *, ancestral: bool = False
+    timesteps: NDArray[Any], sigmas: Array, table: Array, *, ancestral: float = 0.0
 ) -> Schedule:
     """Every call of the midpoint method: each step's start and, in log sigma, its middle.
 
@@ -165,16 +167,48 @@ def with_middles(
         timesteps: ``(n,)`` of the steps' starts.
         sigmas: ``(n + 1,)``, the last one 0.
         table: sigma at each training timestep.
-        ancestral: the step goes down to where an ancestral step does, before its noise.
+        ancestral: share of noise of an ancestral step. The middle is that of the way down.
     """
     start, end = sigmas[:-2], sigmas[1:-1]
-    down = end**2 / start if ancestral else end
+    down = end * np.sqrt(1 - ancestral**2 * (1 - (end / start) ** 2))
     middle = np.sqrt(start * down)
     middle_t = timestep_at(middle, table).astype(timesteps.dtype)
     calls = np.append(np.stack([start, middle], axis=1).flatten(), sigmas[-2])
     ends = np.append(np.stack([middle, end], axis=1).flatten(), sigmas[-1])
     all_t = np.append(np.stack([timesteps[:-1], middle_t], axis=1).flatten(), timesteps[-1])
     return Schedule(all_t, Levels.from_ratio(calls), Levels.from_ratio(ends))
+
+
+def sigmas_by_name(
+    name: str, steps: int, table: Array, *, low: float | None = None, high: float | None = None
+) -> Array:
+    """``steps`` falling sigmas of a schedule, and the 0 after them.
+
+    Args:
+        name: a key of `schedule.SIGMA_RAMPS` or `schedule.TABLE_SCHEDULES`.
+        steps: how many.
+        table: sigma at each training timestep.
+        low: smallest sigma of a ramp; the smallest of training if not given.
+        high: largest one.
+    """
+    if name in TABLE_SCHEDULES:
+        return np.append(TABLE_SCHEDULES[name](table, steps), 0.0)
+    low = float(table[0]) if low is None else low
+    high = float(table[-1]) if high is None else high
+    return np.append(SIGMA_RAMPS[name](low, high, steps), 0.0)
+
+
+def in_thirds(high: float, low: float, orders: Sequence[int]) -> Array:
+    """Sigmas of DPM fast: steps even in log sigma, and the calls of each even in it.
+
+    Args:
+        high: sigma to start from.
+        low: sigma to end at.
+        orders: of each call: 1, 2, 3, 1, 2, 3 and so on; a 1 begins a step.
+    """
+    begins = [row for row, order in enumerate(orders) if order == 1]
+    ends = np.linspace(math.log(high), math.log(low), len(begins) + 1)
+    return np.exp(np.interp(np.arange(len(orders) + 1), [*begins, len(orders)], ends))
 
 
 # --- By sigma, on alpha * image + sigma * noise: DPM-Solver, UniPC, DEIS ----------------------

@@ -23,6 +23,7 @@ from sfumato.schedulers.inverse import (
     DPMSolverMultistepInverseScheduler,
 )
 from sfumato.schedulers.ipndm import IPNDMScheduler
+from sfumato.schedulers.k_diffusion import KDiffusionScheduler
 from sfumato.schedulers.lcm import LCMScheduler, TCDScheduler
 from sfumato.schedulers.multicall import (
     HeunDiscreteScheduler,
@@ -56,6 +57,7 @@ CLASS_NAMES: tuple[str, ...] = (
     "IPNDMScheduler",
     "KDPM2AncestralDiscreteScheduler",
     "KDPM2DiscreteScheduler",
+    "KDiffusionScheduler",
     "LCMScheduler",
     "LMSDiscreteScheduler",
     "PNDMScheduler",
@@ -115,6 +117,7 @@ __all__ = [
     "IPNDMScheduler",
     "KDPM2AncestralDiscreteScheduler",
     "KDPM2DiscreteScheduler",
+    "KDiffusionScheduler",
     "KarrasDiffusionSchedulers",
     "LCMScheduler",
     "LMSDiscreteScheduler",

@@ -57,7 +57,7 @@ class Scheduler(Generic[C]):
 
     config_name: ClassVar[str] = "scheduler_config.json"
     config_class: ClassVar[type[SchedulerConfig]]
-    order: ClassVar[int] = 1
+    order: int = 1
     has_compatibles: ClassVar[bool] = True
     #: Whether the classes of `KarrasDiffusionSchedulers` can take this one's place.
     swappable: ClassVar[bool] = True

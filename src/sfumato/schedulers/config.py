@@ -24,8 +24,22 @@ from sfumato.errors import ConfigError, InputError
 
 MAX_TRAIN_TIMESTEPS = 1_000_000
 
-#: Its square is still a number in float32.
-_LARGEST_SIGMA = 1e18
+#: Far beyond what any model has seen (Stable Diffusion XL ends at 15, EDM at 80).
+_LARGEST_SIGMA = 1e9
+
+#: The smallest and the largest value of a setting that may make sense.
+_RANGES = {
+    "clip_sample_range": (1e-6, 1e6),
+    "dynamic_thresholding_ratio": (1e-6, 1.0),
+    "flow_shift": (1e-6, 1e6),
+    "rho": (0.1, 1000.0),
+    "sample_max_value": (1e-6, 1e6),
+    "sigma_data": (1e-6, 1e6),
+    "timestep_scaling": (1e-6, 1e6),
+}
+
+#: Settings that count timesteps, and the least value of each.
+_COUNTS = {"original_inference_steps": 1, "steps_offset": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +88,15 @@ class SchedulerConfig(Config):
         for field, allowed in closed.items():
             if field in set(self):
                 check_choice(f"{name}.{field}", self[field], allowed)
+        for field, (low, high) in _RANGES.items():
+            if field in set(self) and not low <= self[field] <= high:
+                raise ConfigError(
+                    f"`{name}.{field}` has to be from {low:g} to {high:g} but is"
+                    f" {str(self[field])[:80]}."
+                )
+        for field, least in _COUNTS.items():
+            if field in set(self):
+                check_int(f"{name}.{field}", self[field], least, MAX_TRAIN_TIMESTEPS)
         ramp_of(self)
         ramps = [key for key in RAMPS if self.get(key)]
         if len(ramps) > 1:
@@ -91,7 +114,8 @@ class SchedulerConfig(Config):
         elif isinstance(default, int):
             fine, wanted = isinstance(value, int) and is_number, "an integer"
         elif isinstance(default, float):
-            fine, wanted = is_number and (math.isfinite(value) or value == default), "a number"
+            finite = is_number and abs(value) < math.inf
+            fine, wanted = finite or value == default, "a number"
         elif isinstance(default, str):
             fine, wanted = isinstance(value, str), "a string"
         else:

@@ -11,16 +11,12 @@ import torch
 from sfumato.diffusion import samplers
 from sfumato.diffusion.brownian import BrownianPath
 from sfumato.diffusion.plan import Plan
+from sfumato.diffusion.samplers.singlestep import two_calls
 from sfumato.diffusion.schedule import Array
 from sfumato.diffusion.ways import sigmas_at_timesteps, with_middles
 from sfumato.schedulers.base import SchedulerOutput
 from sfumato.schedulers.config import SchedulerConfig, ramp_of
-from sfumato.schedulers.multicall import (
-    AllStepsScheduler,
-    KDPM2Config,
-    check_train_steps,
-    two_calls,
-)
+from sfumato.schedulers.multicall import AllStepsScheduler, KDPM2Config, check_train_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +39,7 @@ class DPMSolverSDEScheduler(AllStepsScheduler[DPMSolverSDEConfig]):
     """
 
     config_class: ClassVar[type[SchedulerConfig]] = DPMSolverSDEConfig
-    order: ClassVar[int] = 2
+    order: int = 2
 
     def _forget(self) -> None:
         super()._forget()
@@ -79,7 +75,7 @@ class DPMSolverSDEScheduler(AllStepsScheduler[DPMSolverSDEConfig]):
         """The table for ``timesteps[start:]``; ``s_noise`` is a factor on the noise."""
         frame = self._frame(start)
         return samplers.singlestep(
-            frame, two_calls(frame), image=True, eta=1.0, brownian=True, s_noise=s_noise
+            frame, two_calls(len(frame)), eta=1.0, brownian=True, s_noise=s_noise
         )
 
     def step(

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from sfumato.diffusion import samplers
-from sfumato.diffusion.frame import Frame
 from sfumato.diffusion.plan import Limit, Plan
+from sfumato.diffusion.samplers.singlestep import two_calls
 from sfumato.diffusion.schedule import Array
 from sfumato.diffusion.ways import sigmas_at_timesteps, with_corrections, with_middles
 from sfumato.errors import InputError
@@ -118,7 +118,7 @@ class HeunDiscreteScheduler(AllStepsScheduler[HeunConfig]):
     """Heun's method (arXiv:2206.00364, algorithm 1): two calls per step, one in the last."""
 
     config_class: ClassVar[type[SchedulerConfig]] = HeunConfig
-    order: ClassVar[int] = 2
+    order: int = 2
 
     def set_timesteps(
         self,
@@ -157,7 +157,7 @@ class HeunDiscreteScheduler(AllStepsScheduler[HeunConfig]):
     def plan(self, start: int = 0) -> Plan:
         """The table for ``timesteps[start:]``."""
         frame = self._frame(start)
-        return samplers.singlestep(frame, two_calls(frame), image=False)
+        return samplers.singlestep(frame, two_calls(len(frame)), image=False)
 
     step = plain_step
 
@@ -166,8 +166,9 @@ class MidpointScheduler(AllStepsScheduler[KDPM2Config]):
     """What the two midpoint samplers share: calls at the start and in the middle of each step."""
 
     config_class: ClassVar[type[SchedulerConfig]] = KDPM2Config
-    order: ClassVar[int] = 2
-    ancestral: ClassVar[bool] = False
+    order: int = 2
+    #: Share of noise at the end of a step.
+    ancestral: ClassVar[float] = 0.0
 
     def set_timesteps(
         self,
@@ -203,8 +204,9 @@ class MidpointScheduler(AllStepsScheduler[KDPM2Config]):
     def plan(self, start: int = 0) -> Plan:
         """The table for ``timesteps[start:]``."""
         frame = self._frame(start)
-        share = 1.0 if self.ancestral else 0.0
-        return samplers.singlestep(frame, two_calls(frame), image=False, ancestral=share)
+        return samplers.singlestep(
+            frame, two_calls(len(frame)), image=False, ancestral=self.ancestral
+        )
 
 
 class KDPM2DiscreteScheduler(MidpointScheduler):
@@ -216,14 +218,9 @@ class KDPM2DiscreteScheduler(MidpointScheduler):
 class KDPM2AncestralDiscreteScheduler(MidpointScheduler):
     """The midpoint method with fresh noise at the end of every step (k-diffusion's DPM2 a)."""
 
-    ancestral: ClassVar[bool] = True
+    ancestral: ClassVar[float] = 1.0
 
     step = noisy_step
-
-
-def two_calls(frame: Frame) -> list[int]:
-    """Orders of the calls of steps that have two each, and only one in the last."""
-    return [1 + row % 2 for row in range(len(frame))]
 
 
 def check_train_steps(given: int | None, trained: int) -> None:

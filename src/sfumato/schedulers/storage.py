@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfumato.checkpoints.hub_names import HubOptions
-from sfumato.config import field_names
+from sfumato.config import field_names, report_unknown
 from sfumato.errors import ConfigError, UnknownKeywordError, did_you_mean
 
 if TYPE_CHECKING:
@@ -117,14 +117,7 @@ def split_config(
     extras = {k: v for k, v in given.items() if k not in values}
     if "_class_name" in extras:
         extras["_class_name"] = cls.__name__
-    for key in extras:
-        if not key.startswith("_") and key not in all_fields():
-            logger.warning(
-                "%s: the setting '%s' is unknown and has no effect.%s",
-                cls.__name__,
-                key,
-                did_you_mean(key, known),
-            )
+    report_unknown(cls.__name__, extras.keys() - all_fields(), known)
     return values, extras, {k: v for k, v in overrides.items() if k not in known}
 
 

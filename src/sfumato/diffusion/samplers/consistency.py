@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sfumato.diffusion.frame import Frame
 from sfumato.diffusion.plan import BASE, DENOISED, NOISE, Plan
@@ -38,7 +39,11 @@ def lcm(frame: Frame, *, scaling: float = 10.0, ends_clean: bool = True) -> Plan
 
 
 def renoised(
-    frame: Frame, levels: Levels, draws: Array, skip: Array | float = 0.0, out: Array | float = 1.0
+    frame: Frame,
+    levels: Levels,
+    draws: NDArray[np.bool_],
+    skip: Array | float = 0.0,
+    out: Array | float = 1.0,
 ) -> Plan:
     """Each call's picture, noised to a level again.
 

@@ -45,6 +45,18 @@ def call_orders(steps: int, order: int, *, lower_order_final: bool, ends_clean: 
     return orders
 
 
+def two_calls(calls: int) -> list[int]:
+    """Orders of the calls of steps that have two each, and only one in the last."""
+    return [1 + row % 2 for row in range(calls)]
+
+
+def orders_in_thirds(calls: int) -> list[int]:
+    """Orders of the calls of DPM fast: steps of three, and one or two smaller ones at the end."""
+    whole, rest = divmod(calls, 3)
+    steps = [3] * whole + [rest] if rest else [3] * (whole - 1) + [2, 1]
+    return [place + 1 for size in steps for place in range(size)]
+
+
 def singlestep(
     frame: Frame,
     orders: Sequence[int],
@@ -63,8 +75,8 @@ def singlestep(
         orders: of each call, see `call_orders`; a run that begins within a step has the highest
             order that its calls so far allow.
         image: extrapolate the picture (DPM-Solver++); otherwise the noise.
-        eta: share of noise of every call, see `exponential`.
-        ancestral: share of noise (``eta`` of DDIM) at the end of every step.
+        eta: share of noise (that of DDIM) at every call, for pictures.
+        ancestral: share of noise at the end of every step.
         brownian: what the later calls of a step add is one Brownian path with what the first
             one added; otherwise it is new.
         s_noise: factor on the noise.
@@ -110,6 +122,9 @@ def _move(
 ) -> Move:
     """From the start of the step, with the answers since, to ``end``."""
     begin = row - order + 1
+    if 0 < eta < 1:  # as a share of what the stochastic equation adds on the way
+        h = float(end.log_snr[0] - frame.now.log_snr[begin])
+        eta = -math.log1p(eta**2 * math.expm1(-2 * h)) / (2 * h)
     step = leg(frame.now[begin : begin + 1], end, image=image, eta=eta)
     lambdas = frame.now.log_snr[begin : row + 1][::-1]
     if order < 3 or solver_type == "heun":

@@ -1,0 +1,101 @@
+"""k-diffusion's samplers by k-diffusion's names: what each of them is among the tables here.
+
+All work over sigma. They differ from diffusers' schedulers of similar names in the steps they
+take (each to the next sigma, the last to none) and in what they do at the ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Literal
+
+from sfumato.diffusion.frame import Frame
+from sfumato.diffusion.plan import Plan
+from sfumato.diffusion.samplers.consistency import renoised
+from sfumato.diffusion.samplers.ddim import ddim
+from sfumato.diffusion.samplers.dpm import dpm_multistep
+from sfumato.diffusion.samplers.lms import lms
+from sfumato.diffusion.samplers.pndm import ipndm
+from sfumato.diffusion.samplers.singlestep import orders_in_thirds, singlestep, two_calls
+
+Make = Callable[[Frame, float, float], Plan]
+
+
+@dataclass(frozen=True)
+class Named:
+    """A sampler.
+
+    Attributes:
+        make: from a frame over sigma, the share of noise (``eta``) and the factor on it
+            (``s_noise``), the table.
+        calls: where the network is asked in a step: at its start, at both its ``ends``, at its
+            start and in its ``middle`` (in log sigma; ``lowered``: of the way that an ancestral
+            step goes down), or at its ``thirds``.
+        noisy: whether it adds noise, with ``eta`` above 0.
+    """
+
+    make: Make
+    calls: Literal["start", "ends", "middle", "lowered", "thirds"] = "start"
+    noisy: bool = False
+
+
+def _plain(sampler: Callable[[Frame], Plan]) -> Make:
+    return lambda frame, eta, s_noise: sampler(frame)
+
+
+def _euler_ancestral(frame: Frame, eta: float, s_noise: float) -> Plan:
+    return ddim(frame, eta=eta, s_noise=s_noise)
+
+
+def _two_calls(frame: Frame, eta: float, s_noise: float, *, image: bool, noisy: bool) -> Plan:
+    orders = two_calls(len(frame))
+    share = eta if noisy else 0.0
+    return singlestep(frame, orders, image=image, ancestral=share, s_noise=s_noise)
+
+
+def _dpmpp_sde(frame: Frame, eta: float, s_noise: float) -> Plan:
+    return singlestep(frame, two_calls(len(frame)), eta=eta, brownian=True, s_noise=s_noise)
+
+
+def _sde(frame: Frame, eta: float, s_noise: float, *, order: int, solver_type: str) -> Plan:
+    return dpm_multistep(
+        frame,
+        order=order,
+        eta=eta,
+        s_noise=s_noise,
+        solver_type=solver_type,
+        lower_order_final=False,
+    )
+
+
+def _dpm_fast(frame: Frame, eta: float, s_noise: float) -> Plan:
+    orders = orders_in_thirds(len(frame))
+    inner = [order == 2 and after == 3 for order, after in pairwise([*orders, 1])]
+    types = ["heun" if this else "midpoint" for this in inner]
+    return singlestep(frame, orders, image=False, solver_types=types)
+
+
+def _lcm(frame: Frame, eta: float, s_noise: float) -> Plan:
+    return renoised(frame, frame.next, frame.next.sigma > 0)
+
+
+NAMED: dict[str, Named] = {
+    "euler": Named(_plain(ddim)),
+    "euler_ancestral": Named(_euler_ancestral, noisy=True),
+    "heun": Named(partial(_two_calls, image=False, noisy=False), "ends"),
+    "dpm_2": Named(partial(_two_calls, image=False, noisy=False), "middle"),
+    "dpm_2_ancestral": Named(partial(_two_calls, image=False, noisy=True), "lowered", noisy=True),
+    "lms": Named(_plain(lms)),
+    "ipndm": Named(_plain(ipndm)),
+    "dpm_fast": Named(_dpm_fast, "thirds"),
+    "dpmpp_2s_ancestral": Named(partial(_two_calls, image=True, noisy=True), "lowered", noisy=True),
+    "dpmpp_sde": Named(_dpmpp_sde, "middle", noisy=True),
+    "dpmpp_2m": Named(_plain(partial(dpm_multistep, lower_order_final=False))),
+    "dpmpp_2m_sde": Named(partial(_sde, order=2, solver_type="midpoint"), noisy=True),
+    "dpmpp_2m_sde_heun": Named(partial(_sde, order=2, solver_type="heun"), noisy=True),
+    "dpmpp_3m_sde": Named(partial(_sde, order=3, solver_type="heun"), noisy=True),
+    "lcm": Named(_lcm, noisy=True),
+}
