@@ -23,7 +23,7 @@ from sfumato.checkpoints.metadata import Recipe
 from sfumato.cli.console import is_terminal, note
 from sfumato.cli.request import Request, choose_sampler
 from sfumato.errors import CheckpointError
-from sfumato.pipelines.sampler_names import AUTOMATIC, names_of, normalized, options_for
+from sfumato.pipelines.sampler_names import AUTOMATIC, names_of, normalized, scheduler_for
 from sfumato.runtime.device import pick_device, pick_dtype, set_threads
 
 if TYPE_CHECKING:
@@ -98,8 +98,8 @@ def _set_sampler(pipe: StableDiffusionPipeline, recipe: Recipe) -> Recipe:
         wanted = None
     if recipe.sampler not in (None, own, own_name) or wanted is not None:
         sampler, schedule = choose_sampler(recipe.sampler or own_name, wanted)
-        scheduler_class = getattr(sfumato, sampler.class_name)
-        options = options_for(sampler, schedule)
+        class_name, options = scheduler_for(sampler, schedule)
+        scheduler_class = getattr(sfumato, class_name)
         pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config, **options)
     name, sigmas = names_of(type(pipe.scheduler).__name__, pipe.scheduler.config)
     return recipe.replace(
