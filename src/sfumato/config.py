@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, ClassVar, NoReturn, Self
@@ -17,6 +17,9 @@ from typing import Any, ClassVar, NoReturn, Self
 from sfumato.errors import ConfigError, did_you_mean
 
 logger = logging.getLogger(__name__)
+
+#: How many settings that nobody knows a warning names.
+_MOST_REPORTED = 8
 
 
 class FrozenDict(dict[str, Any]):
@@ -45,6 +48,21 @@ class FrozenDict(dict[str, Any]):
 def field_names(config_class: type[Config]) -> Mapping[str, None]:
     """The fields of a configuration in their order; a mapping, since that is quick to ask."""
     return {f.name: None for f in fields(config_class) if f.name != "explicit"}
+
+
+def report_unknown(owner: str, keys: Iterable[str], known: Iterable[str]) -> None:
+    """Warn of settings that nothing is known by, the first few one by one.
+
+    A file may come from a stranger, so their number and length are bounded, and nothing in them
+    can look like a line of the log.
+    """
+    unknown = sorted(str(key) for key in keys if not str(key).startswith("_"))
+    for key in unknown[:_MOST_REPORTED]:
+        shown = ascii(key[:80])[1:-1]
+        close = did_you_mean(key[:80], known)
+        logger.warning("%s: the setting '%s' is unknown and has no effect.%s", owner, shown, close)
+    if len(unknown) > _MOST_REPORTED:
+        logger.warning("%s: so are %d others.", owner, len(unknown) - _MOST_REPORTED)
 
 
 def _frozen(value: Any) -> Any:
@@ -94,12 +112,7 @@ class Config(Mapping[str, Any]):
         """
         known = field_names(cls)
         kept = {k: v for k, v in values.items() if k in known}
-        for key in values:
-            if key in known or key.startswith("_") or key in cls.ignored_keys:
-                continue
-            logger.warning(
-                "%s: unknown key '%s' is ignored.%s", cls.__name__, key, did_you_mean(key, known)
-            )
+        report_unknown(cls.__name__, values.keys() - known.keys() - cls.ignored_keys, known)
         explicit = frozenset(kept)
         if isinstance(values, Config):
             explicit &= values.explicit

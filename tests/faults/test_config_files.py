@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,23 @@ def test_keywords_that_ask_for_code_are_refused(folder: Path, key: str) -> None:
             load(folder, **{key: "evil"})
 
 
+def test_settings_that_nobody_knows_are_reported_briefly_and_on_lines_of_their_own(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Twenty thousand of them, with line breaks and terminal codes in their names."""
+    unknown = {f"x{n}\n\x1b[2J ERROR fake": n for n in range(20_000)}
+    for part, name in (("unet", "config.json"), ("scheduler", "scheduler_config.json")):
+        change(folder / part / name, **unknown, **{"long" * 20_000: 1})
+        caplog.clear()
+        started = time.process_time()
+        load_component(read_model_index(folder), part)
+        assert time.process_time() - started < 10
+        lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert len(lines) < 12 and max(map(len, lines)) < 300
+        assert not any("\n" in line or "\x1b" in line for line in lines)
+        assert any("others" in line for line in lines)
+
+
 # 22-23: schedulers and tokenizers, as parts of a folder
 
 
@@ -300,7 +318,7 @@ def test_a_damaged_tokenizer_is_an_error_of_this_package(
 
 
 def test_missing_folders_and_files_are_told_apart(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelNotFoundError, match="not a folder on this machine") as caught:
+    with pytest.raises(ModelNotFoundError, match="on this machine") as caught:
         StableDiffusionPipeline.from_pretrained("owner/name")
     assert isinstance(caught.value, OSError) and isinstance(caught.value, ValueError)
     with pytest.raises(ModelNotFoundError, match="but a file"):

@@ -74,7 +74,7 @@ class CLIPImageProcessorConfig(Config):
             if not isinstance(values, tuple) or len(values) != 3:
                 raise ConfigError(f"`{label(self, name)}` has to be a list of three numbers.")
             for value in values:
-                number = isinstance(value, int | float) and math.isfinite(value)
+                number = isinstance(value, int | float) and abs(value) < math.inf
                 if not number or (name == "image_std" and value == 0):
                     raise ConfigError(f"`{label(self, name)}` holds {str(value)[:40]}.")
 
