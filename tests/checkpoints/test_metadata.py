@@ -59,6 +59,10 @@ def recipes(texts: st.SearchStrategy[str]) -> st.SearchStrategy[Recipe]:
         guidance_rescale=maybe(fractions),
         dtype=maybe(st.sampled_from(["float32", "bfloat16"])),
         rng=maybe(st.just("CPU")),
+        prompt_syntax=maybe(st.sampled_from(["a1111", "comfyui", "literal"])),
+        variation_seed=maybe(st.integers(0, MAX_SEED)),
+        variation_strength=maybe(fractions),
+        seed_resize_from=maybe(st.just("512x768")),
         version=maybe(st.just("sfumato 0.1.0")),
     )
 
@@ -95,6 +99,8 @@ def test_the_infotext_reads_back_what_was_written(recipe: Recipe) -> None:
         clip_skip=recipe.clip_skip or 1,  # absent means this
         eta=recipe.eta or 0.0,
         guidance_rescale=recipe.guidance_rescale or 0.0,
+        variation_strength=recipe.variation_strength or 0.0,
+        prompt_syntax=recipe.prompt_syntax or "a1111",
         width=recipe.width if recipe.height else None,
         height=recipe.height if recipe.width else None,
         negative_prompt=recipe.negative_prompt.removeprefix(" "),

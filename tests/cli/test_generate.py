@@ -67,7 +67,7 @@ def test_the_picture_is_the_one_that_the_library_draws(run: Run, model: Path) ->
     )  # fmt: skip
     expected = StableDiffusionPipeline.from_pretrained(model)(
         "a cat", negative_prompt="dogs", num_inference_steps=3, guidance_scale=4.5, width=24,
-        height=16, clip_skip=1, guidance_rescale=0.3,
+        height=16, clip_skip=1, guidance_rescale=0.3, prompt_syntax="a1111",
         generator=torch.Generator().manual_seed(5),
     )  # fmt: skip
     assert pixels(path) == expected.images[0].tobytes()  # type: ignore[union-attr]

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from sfumato.diffusion.noise import SeededNoise, randn_tensor
 from sfumato.diffusion.philox import cuda_randn, philox4x32
+from sfumato.diffusion.rng import find_rng
 from sfumato.diffusion.seeds import (
     FirstThen,
     NvidiaNoise,
     Variation,
-    find_rng,
     paste_in_middle,
     read_seeds,
     seeded_noise,

@@ -44,6 +44,9 @@ class Recipe(Config):
         schedule: display name such as ``"Karras"``; ``"Automatic"`` is the model's own.
         cfg_scale: guidance scale.
         seed: of this very picture, 0 to 2^64 - 1.
+        variation_seed: of the noise towards which the first noise was turned.
+        variation_strength: how far, 0 to 1.
+        seed_resize_from: size, as ``"512x768"``, whose noise was put in the middle.
         width, height: in pixels.
         model_hash: first ten hexadecimal digits of the SHA-256 of the UNet's weight file.
         model: the model's name.
@@ -51,7 +54,8 @@ class Recipe(Config):
         eta: DDIM's share of fresh noise, 0 to 1.
         guidance_rescale: 0 to 1.
         dtype: of the computation, such as ``"float32"``; not part of an infotext.
-        rng: where the noise was drawn, ``"CPU"`` here.
+        rng: where the noise was drawn: ``"CPU"``, ``"NV"`` for an NVIDIA card, ``"ComfyUI"``.
+        prompt_syntax: see `sfumato.text.prompt`.
         version: the program that drew it.
         extra: entries of an infotext that sfumato does not know.
     """
@@ -63,6 +67,9 @@ class Recipe(Config):
     schedule: str | None = None
     cfg_scale: float | None = None
     seed: int | None = None
+    variation_seed: int | None = None
+    variation_strength: float | None = None
+    seed_resize_from: str | None = None
     width: int | None = None
     height: int | None = None
     model_hash: str | None = None
@@ -72,6 +79,7 @@ class Recipe(Config):
     guidance_rescale: float | None = None
     dtype: str | None = None
     rng: str | None = None
+    prompt_syntax: str | None = None
     version: str | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
 
@@ -102,11 +110,17 @@ class Recipe(Config):
 _INT_RANGES = {
     "steps": (1, 100_000),
     "seed": (0, MAX_SEED),
+    "variation_seed": (0, MAX_SEED),
     "width": (1, 1 << 20),
     "height": (1, 1 << 20),
     "clip_skip": (1, 1000),
 }
-_FLOAT_RANGES = {"cfg_scale": (-1e6, 1e6), "eta": (0.0, 1.0), "guidance_rescale": (0.0, 1.0)}
+_FLOAT_RANGES = {
+    "cfg_scale": (-1e6, 1e6),
+    "eta": (0.0, 1.0),
+    "guidance_rescale": (0.0, 1.0),
+    "variation_strength": (0.0, 1.0),
+}
 _TEXT_FIELDS = (
     "prompt",
     "negative_prompt",
@@ -116,6 +130,8 @@ _TEXT_FIELDS = (
     "model",
     "dtype",
     "rng",
+    "seed_resize_from",
+    "prompt_syntax",
     "version",
 )
 
@@ -130,14 +146,24 @@ _ENTRIES: tuple[tuple[str, str, type], ...] = (
     ("Size", "size", str),
     ("Model hash", "model_hash", str),
     ("Model", "model", str),
+    ("Variation seed", "variation_seed", int),
+    ("Variation seed strength", "variation_strength", float),
+    ("Seed resize from", "seed_resize_from", str),
     ("Clip skip", "clip_skip", int),
     ("RNG", "rng", str),
     ("Eta", "eta", float),
     ("CFG rescale", "guidance_rescale", float),
+    ("Prompt syntax", "prompt_syntax", str),
     ("Version", "version", str),
 )
 #: What readers take when the entry is absent, so that it need not be written.
-_ABSENT_MEANS = {"clip_skip": 1, "eta": 0.0, "guidance_rescale": 0.0}
+_ABSENT_MEANS = {
+    "clip_skip": 1,
+    "eta": 0.0,
+    "guidance_rescale": 0.0,
+    "variation_strength": 0.0,
+    "prompt_syntax": "a1111",
+}
 
 
 def _check_float(label: str, value: object, low: float, high: float) -> None:
@@ -205,7 +231,8 @@ def parse_infotext(text: str) -> Recipe:
 
     The last line holds the parameters when it looks like at least three of them. A line that
     begins with ``Negative prompt:`` ends the prompt. Entries that are not known, or whose value
-    is not what it should be, are kept in ``extra``; no clip skip, eta or rescaling means none.
+    is not what it should be, are kept in ``extra``; no clip skip, eta or the like means none,
+    and no syntax that of A1111.
 
     >>> recipe = parse_infotext("a cat\\nSteps: 20, Sampler: Euler a, Seed: 5, Face: yes")
     >>> recipe.prompt, recipe.steps, recipe.sampler, recipe.extra

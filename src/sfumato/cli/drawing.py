@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 import sfumato
 from sfumato import StableDiffusionPipeline, __version__
 from sfumato.assets import MANIFEST, file_sha256, read_manifest, verify_manifest
+from sfumato.checkpoints.file_hashes import hash_file
 from sfumato.checkpoints.files import is_regular, shown
 from sfumato.checkpoints.metadata import Recipe
 from sfumato.cli.console import is_terminal, note
-from sfumato.cli.request import Request, choose_sampler
+from sfumato.cli.request import Request, choose_sampler, read_size
 from sfumato.errors import CheckpointError
 from sfumato.pipelines.sampler_names import AUTOMATIC, names_of, normalized, scheduler_for
 from sfumato.runtime.device import pick_device, pick_dtype, set_threads
+from sfumato.text.prompt.tags import take_tags
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -55,19 +55,37 @@ def draw(request: Request) -> Iterator[Drawn]:
         dtype=str(dtype).removeprefix("torch."),
         model="embedded" if request.embedded else request.model.resolve().name,
         model_hash=model_hash,
-        rng="CPU",
         version=f"sfumato {__version__}",
         clip_skip=request.recipe.clip_skip or 1,
     )
     total = len(request.prompts) * request.count
     for index in range(total):
         prompt = request.prompts[index // request.count]
-        seed = (recipe.seed or 0) + index % request.count
         label = f"{index + 1}/{total}" if total > 1 else None
-        yield _draw_one(pipe, recipe.replace(prompt=prompt, seed=seed), label)
+        one = _with_seeds(recipe, index % request.count).replace(
+            prompt=prompt, extra=_lora_hashes(prompt, request.loras)
+        )
+        yield _draw_one(pipe, one, request.loras, label)
 
 
-def _draw_one(pipe: StableDiffusionPipeline, recipe: Recipe, label: str | None) -> Drawn:
+def _lora_hashes(prompt: str, loras: Mapping[str, Path]) -> dict[str, str]:
+    """The entry in a picture's text by which others find the LoRAs that it was drawn with."""
+    names = dict.fromkeys(tag.name for tag in take_tags(prompt)[1]) if loras else {}
+    hashes = {name: hash_file(loras[name]) for name in names if name in loras}
+    listed = ", ".join(f"{name}: {found.weights or found.short}" for name, found in hashes.items())
+    return {"Lora hashes": listed} if listed else {}
+
+
+def _with_seeds(recipe: Recipe, index: int) -> Recipe:
+    """The seeds of one of several pictures: they count up, or those of their variations do."""
+    if recipe.variation_strength:
+        return recipe.replace(variation_seed=(recipe.variation_seed or 0) + index)
+    return recipe.replace(seed=(recipe.seed or 0) + index)
+
+
+def _draw_one(
+    pipe: StableDiffusionPipeline, recipe: Recipe, loras: Mapping[str, Path], label: str | None
+) -> Drawn:
     pipe.set_progress_bar_config(disable=not is_terminal(sys.stderr), desc=label, leave=False)
     start = time.perf_counter()
     result: Any = pipe(
@@ -78,7 +96,13 @@ def _draw_one(pipe: StableDiffusionPipeline, recipe: Recipe, label: str | None) 
         guidance_scale=recipe.cfg_scale or 0.0,
         negative_prompt=recipe.negative_prompt or None,
         eta=recipe.eta or 0.0,
-        generator=torch.Generator("cpu").manual_seed(recipe.seed or 0),
+        seeds=recipe.seed or 0,
+        variation_seed=recipe.variation_seed,
+        variation_strength=recipe.variation_strength,
+        seed_resize_from=_resize_from(recipe),
+        rng=recipe.rng,
+        prompt_syntax=recipe.prompt_syntax,
+        loras=dict(loras),
         clip_skip=(recipe.clip_skip or 1) - 1 or None,
         guidance_rescale=recipe.guidance_rescale or 0.0,
     )
@@ -87,6 +111,13 @@ def _draw_one(pipe: StableDiffusionPipeline, recipe: Recipe, label: str | None) 
     return Drawn(
         image=image, recipe=recipe.replace(width=image.width, height=image.height), seconds=seconds
     )
+
+
+def _resize_from(recipe: Recipe) -> tuple[int, int] | None:
+    if recipe.seed_resize_from is None:
+        return None
+    width, height = read_size(recipe.seed_resize_from)
+    return height, width
 
 
 def _set_sampler(pipe: StableDiffusionPipeline, recipe: Recipe) -> Recipe:

@@ -61,6 +61,20 @@ Prompt = Annotated[str | None, _Text("-p", "--prompt", help="What to draw, as an
 NegativePrompt = Annotated[
     str | None, _Text("-n", "--negative-prompt", help="What to steer away from.")
 ]
+PromptSyntax = Annotated[
+    str | None,
+    _Name("--prompt-syntax", help="a1111, a1111-no-norm, comfyui or literal. [default: a1111]"),
+]
+Lora = Annotated[
+    list[str] | None,
+    _Option("--lora", metavar="NAME[:X]", help="LoRA and its strength; can be given repeatedly."),
+]
+LoraDir = Annotated[
+    Path | None,
+    _Option(
+        *("--lora-dir", "--lora-model-dir"), metavar="FOLDER", help="Of LoRAs, by their file names."
+    ),
+]
 Model = Annotated[
     Path | None,
     _Option("-m", "--model", metavar="FOLDER", help="In diffusers' layout. [default: embedded]"),
@@ -91,6 +105,26 @@ Scheduler = Annotated[
 Seed = Annotated[
     int | None,
     _Count("-s", "--seed", min=-1, max=2**64 - 1, help="A random one if not given, or -1."),
+]
+VariationSeed = Annotated[
+    int | None,
+    _Count(*("--variation-seed", "--subseed"), min=-1, max=2**64 - 1, help="Seed to go towards."),
+]
+VariationStrength = Annotated[
+    float | None,
+    _Number(
+        *("--variation-strength", "--subseed-strength"),
+        min=0,
+        max=1,
+        help="How far; of several pictures the variation seeds count up then.",
+    ),
+]
+SeedResizeFrom = Annotated[
+    str | None,
+    _Option("--seed-resize-from", metavar="WxH", help="Keep the noise of a picture of this size."),
+]
+Rng = Annotated[
+    str | None, _Name("--rng", help="Noise as drawn by cpu, nvidia or comfyui. [default: cpu]")
 ]
 BatchCount = Annotated[
     int,
@@ -149,6 +183,9 @@ def generate(
     words: Words = None,
     prompt: Prompt = None,
     negative_prompt: NegativePrompt = None,
+    prompt_syntax: PromptSyntax = None,
+    lora: Lora = None,
+    lora_dir: LoraDir = None,
     model: Model = None,
     width: Width = None,
     height: Height = None,
@@ -158,6 +195,10 @@ def generate(
     sampling_method: SamplingMethod = None,
     scheduler: Scheduler = None,
     seed: Seed = None,
+    variation_seed: VariationSeed = None,
+    variation_strength: VariationStrength = None,
+    seed_resize_from: SeedResizeFrom = None,
+    rng: Rng = None,
     batch_count: BatchCount = 1,
     output: Output = None,
     clip_skip: ClipSkip = None,
@@ -193,12 +234,19 @@ def generate(
             "sampler": sampling_method,
             "schedule": scheduler,
             "seed": seed,
+            "variation_seed": variation_seed,
+            "variation_strength": variation_strength,
+            "seed_resize_from": seed_resize_from,
+            "rng": rng,
+            "prompt_syntax": prompt_syntax,
             "clip_skip": clip_skip,
             "guidance_rescale": guidance_rescale,
             "eta": eta,
             "dtype": dtype,
         },
         prompts=_prompts(words or [], prompt),
+        loras=lora or [],
+        lora_dir=lora_dir,
         model=model,
         replay=replay,
         count=batch_count,

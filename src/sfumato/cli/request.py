@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from sfumato.checkpoints.jsonfile import read_json
 from sfumato.checkpoints.metadata import MAX_SEED, Recipe
 from sfumato.checkpoints.model_index import DEFAULTS_NAME
 from sfumato.checkpoints.png import read_recipe
+from sfumato.cli.prompting import add_loras, check_syntax, check_tags, lora_files
+from sfumato.diffusion.rng import DISPLAY_NAMES, RNG_NAMES, find_rng
 from sfumato.errors import CheckpointError, ConfigError, ImageError, InputError
 from sfumato.pipelines.sampler_names import (
     Sampler,
@@ -25,9 +27,10 @@ from sfumato.pipelines.sampler_names import (
     find_sampler,
     find_schedule,
 )
+from sfumato.text.prompt import A1111, LITERAL
 
 #: Used where neither the options nor the model say anything.
-BUILT_IN = {"steps": 20, "cfg_scale": 7.0}
+BUILT_IN = {"steps": 20, "cfg_scale": 7.0, "rng": "cpu", "prompt_syntax": A1111}
 #: Keys that a model's file of defaults may have.
 DEFAULT_KEYS = (
     "steps", "cfg_scale", "sampler", "schedule", "width", "height", "negative_prompt", "clip_skip",
@@ -43,6 +46,7 @@ class Request:
     Attributes:
         recipe: what to draw; None fields are left to the model. ``prompt`` is the first one.
         prompts: one or more texts, each drawn ``count`` times.
+        loras: name to file of the LoRAs that tags in prompts may name.
         model: folder in diffusers' layout.
         embedded: whether that is the model in the package.
         count: pictures for each prompt, with the seeds ``recipe.seed + 0, 1, ...``.
@@ -52,6 +56,7 @@ class Request:
 
     recipe: Recipe
     prompts: tuple[str, ...]
+    loras: Mapping[str, Path]
     model: Path
     embedded: bool
     count: int
@@ -64,6 +69,8 @@ def build_request(
     given: Mapping[str, Any],
     *,
     prompts: tuple[str, ...],
+    loras: Sequence[str],
+    lora_dir: Path | None,
     model: Path | None,
     replay: Path | None,
     count: int,
@@ -75,6 +82,8 @@ def build_request(
     Args:
         given: the recipe's fields that the options set; None stands for not set.
         prompts: the texts; empty takes that of the picture to replay.
+        loras: adapters for all prompts, as ``"name:strength"``.
+        lora_dir: where the adapters are that are named.
         model: the folder; None is the embedded model.
         replay: a picture whose recipe comes before the model's defaults.
 
@@ -91,15 +100,27 @@ def build_request(
     folder = embedded_model_path() if model is None else _model_folder(model)
     layers: dict[str, Any] = {**BUILT_IN, **_model_defaults(folder)}
     if drawn is not None:
-        layers |= {key: value for key, value in drawn.to_dict().items() if key in _REPLAYED}
+        layers |= _to_replay(drawn)
     layers |= given
-    if layers.get("seed", -1) == -1:
-        layers["seed"] = secrets.randbelow(2**32)
+    if not layers.get("variation_strength"):
+        layers.pop("variation_seed", None)
+    for name in ("seed", *(("variation_seed",) if layers.get("variation_strength") else ())):
+        if layers.get(name, -1) == -1:
+            layers[name] = secrets.randbelow(2**32)
+    layers["rng"] = DISPLAY_NAMES[find_rng(layers["rng"])]
+    if layers.get("seed_resize_from"):
+        read_size(layers["seed_resize_from"])
+    syntax = layers["prompt_syntax"]
+    check_syntax(syntax)
+    files = lora_files(lora_dir)
+    prompts = add_loras(prompts, loras, files, syntax)
+    check_tags(prompts, files, syntax)
     recipe = Recipe(**{**layers, "prompt": prompts[0]})
     _check(recipe, count)
     return Request(
         recipe=recipe,
         prompts=prompts,
+        loras=files,
         model=folder,
         embedded=model is None,
         count=count,
@@ -111,6 +132,19 @@ def build_request(
 
 #: Fields of a recipe that another run can use.
 _REPLAYED = frozenset(Recipe()) - {"prompt", "model", "model_hash", "rng", "version", "extra"}
+
+
+def _to_replay(drawn: Recipe) -> dict[str, Any]:
+    """The fields to draw a picture again with.
+
+    A text without an entry for it means noise drawn on a card, as A1111's default is; our own
+    pictures always say, but early ones took every prompt literally without saying so.
+    """
+    fields = {key: value for key, value in drawn.to_dict().items() if key in _REPLAYED}
+    rng = (drawn.rng or "nvidia").lower()
+    if rng in (*RNG_NAMES, "nv"):
+        fields["rng"] = rng
+    return {"prompt_syntax": LITERAL, **fields}
 
 
 def _recipe_to_replay(path: Path) -> Recipe:
@@ -157,7 +191,7 @@ def _check(values: Mapping[str, Any], count: int) -> None:
                 f"The {name} has to be a multiple of 8 from 8 to {MAX_SIDE}, not {side}.",
                 hint=f"The nearest is {near}.",
             )
-    if (values.get("seed") or 0) + count - 1 > MAX_SEED:
+    if max(values.get("seed") or 0, values.get("variation_seed") or 0) + count - 1 > MAX_SEED:
         raise InputError(f"The last seed would be above {MAX_SEED}.")
     sampler = values.get("sampler")
     if sampler is not None and not sampler.endswith("Scheduler"):  # the model may know that class

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from sfumato.diffusion.noise import NoiseSource, SeededNoise, check_count, checked_seeds
 from sfumato.diffusion.philox import cuda_randn
-from sfumato.errors import InputError, did_you_mean
+from sfumato.diffusion.rng import find_rng
+from sfumato.errors import InputError
 
 
 class NvidiaNoise:
@@ -55,29 +56,12 @@ class FirstThen:
 
 Maker = Callable[[Sequence[int]], NoiseSource]
 
-#: Ways to draw, by name.
+#: What the names in `rng` stand for.
 RNGS: dict[str, Maker] = {
     "cpu": SeededNoise,
     "nvidia": NvidiaNoise,
     "comfyui": lambda seeds: FirstThen(SeededNoise(seeds), NvidiaNoise(seeds)),
 }
-#: Other programs' names for them.
-_ALIASES = {"nv": "nvidia", "cuda": "nvidia", "gpu": "nvidia"}
-
-
-def find_rng(name: str) -> str:
-    """The name in `RNGS` of a way to draw, given that or another program's name.
-
-    Raises:
-        InputError: when there is none.
-    """
-    known = _ALIASES.get(str(name).lower(), str(name).lower())
-    if known not in RNGS:
-        raise InputError(
-            f"`rng` has to be one of {', '.join(RNGS)} but is {str(name)[:80]!r}."
-            f"{did_you_mean(known, RNGS)}"
-        )
-    return known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +153,7 @@ def seeded_noise(
 
     Args:
         seeds: 0 to 2**64 - 1 each.
-        rng: see `RNGS`.
+        rng: see `sfumato.diffusion.rng`.
         variation: of the first draw.
 
     Raises:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from sfumato.diffusion.noise import NoiseSource
-from sfumato.diffusion.seeds import Variation, find_rng, read_seeds, seeded_noise
+from sfumato.diffusion.rng import find_rng
+from sfumato.diffusion.seeds import Variation, read_seeds, seeded_noise
 from sfumato.errors import InputError
 from sfumato.pipelines import checks
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sfumato.errors import InputError, did_you_mean
 from sfumato.text.conditioning import TextEncoding, maybe_convert_prompt
+from sfumato.text.prompt import A1111, A1111_NO_NORM, COMFYUI, LITERAL, SYNTAX_NAMES, TAGGED
 from sfumato.text.prompt.attention import Phrase, parse_attention
 from sfumato.text.prompt.chunks import Chunk, Vocabulary, a1111_chunks, comfyui_chunks, finished
 from sfumato.text.prompt.comfyui import parse_comfyui
@@ -36,26 +37,28 @@ class PromptSyntax:
         phrases: text to phrases with weights.
         chunks: phrases to chunks of tokens.
         weighting: what weights do.
-        scripted: whether prompts may change over the steps, have several parts and tags.
     """
 
     name: str
     phrases: Callable[[str], list[Phrase]]
     chunks: Callable[[Iterable[Phrase], Vocabulary], list[Chunk]]
     weighting: Weighting
-    scripted: bool
+
+    @property
+    def scripted(self) -> bool:
+        """Whether prompts may change over the steps, have several parts and tags."""
+        return self.name in TAGGED
 
 
 #: Those there are, besides ``literal``, which is diffusers' way: every letter is text.
 SYNTAXES = {
     syntax.name: syntax
     for syntax in (
-        PromptSyntax("a1111", parse_attention, a1111_chunks, restoring_mean, True),
-        PromptSyntax("a1111-no-norm", parse_attention, a1111_chunks, multiplying, True),
-        PromptSyntax("comfyui", parse_comfyui, comfyui_chunks, from_empty, False),
+        PromptSyntax(A1111, parse_attention, a1111_chunks, restoring_mean),
+        PromptSyntax(A1111_NO_NORM, parse_attention, a1111_chunks, multiplying),
+        PromptSyntax(COMFYUI, parse_comfyui, comfyui_chunks, from_empty),
     )
 }
-LITERAL = "literal"
 
 
 def find_syntax(name: str | None) -> PromptSyntax | None:
@@ -67,10 +70,9 @@ def find_syntax(name: str | None) -> PromptSyntax | None:
     if name is None or name == LITERAL:
         return None
     if not isinstance(name, str) or name not in SYNTAXES:
-        known = [LITERAL, *SYNTAXES]
         raise InputError(
-            f"`prompt_syntax` has to be one of {', '.join(known)} but is {str(name)[:80]!r}."
-            f"{did_you_mean(str(name), known)}"
+            f"`prompt_syntax` has to be one of {', '.join(SYNTAX_NAMES)} but is"
+            f" {str(name)[:80]!r}.{did_you_mean(str(name), SYNTAX_NAMES)}"
         )
     return SYNTAXES[name]
 

@@ -91,7 +91,8 @@ def _read(words: str) -> LoraTag:
         else:
             numbers.append(word)
     if "dyn" in named or len(numbers) > 2:
-        logger.warning("<lora:%s> asks for a rank of its own, which is ignored.", words[:_SHOWN])
+        tag = f"<lora:{words[:_SHOWN]}>"
+        logger.warning("The tag %r asks for a rank of its own, which is ignored.", tag)
     text_encoder = _number(named.get("te", numbers[0] if numbers else "1"), words)
     default = numbers[1] if len(numbers) > 1 else None
     unet = named.get("unet", default)
@@ -104,8 +105,9 @@ def _number(text: str, words: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
+        tag = f"<lora:{words[:_SHOWN]}>"
         raise InputError(
-            f"The tag <lora:{words[:_SHOWN]}> has {text[:_SHOWN]!r} where a number should be.",
+            f"The tag {tag!r} has {text[:_SHOWN]!r} where a number should be.",
             hint="For example <lora:name:0.8>.",
         )
     return value
