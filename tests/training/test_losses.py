@@ -28,6 +28,14 @@ def test_timesteps_are_uniform_over_many_batches() -> None:
     assert ((counts / counts.mean() - 1).abs() < 0.08).all()
 
 
+@pytest.mark.parametrize("shift", [0.5, 3.0])
+def test_a_shift_moves_the_share_of_high_noise(shift: float) -> None:
+    drawn = stratified_timesteps(10_000, 1000, torch.Generator().manual_seed(0), shift)
+    for share in (0.25, 0.5, 0.9):
+        below = shift * share / (1 + (shift - 1) * share)
+        assert abs(float((drawn < 1000 * below).float().mean()) - share) < 0.002
+
+
 def test_noise_and_target_recover_the_image() -> None:
     x, eps = torch.randn(2, 5, 4, 8, 8, generator=torch.Generator().manual_seed(2))
     bar = torch.linspace(0.01, 0.99, 5)

@@ -114,6 +114,7 @@ def test_latents_have_to_fit_the_unet(pictures: Path, architecture: Path) -> Non
         {"prediction_type": "velocity"},
         {"caption_dropout": 1.0},
         {"snr_gamma": -1.0},
+        {"timestep_shift": 0.0},
         {"batch_size": 0},
         {"steps": 2.5},
         {"dtype": "float16"},

@@ -139,6 +139,9 @@ def text_to_image(
     text_encoder: Annotated[
         Path | None, typer.Option(help="Folder of a text encoder trained by itself.")
     ] = None,
+    timestep_shift: Annotated[
+        float, typer.Option(help="Above 1, high noise levels are trained on more often.")
+    ] = 1.0,
     freeze_text_encoder: Annotated[
         bool, typer.Option("--freeze-text-encoder", help="Train the UNet alone.")
     ] = False,
@@ -172,6 +175,7 @@ def text_to_image(
         **_common(locals()),
         prediction_type=prediction_type,
         snr_gamma=snr_gamma or None,
+        timestep_shift=timestep_shift,
         freeze_text_encoder=freeze_text_encoder,
         caption_dropout=caption_dropout,
     )

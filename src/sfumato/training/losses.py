@@ -11,14 +11,22 @@ from sfumato.config import check_choice
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
-def stratified_timesteps(count: int, train_steps: int, generator: torch.Generator) -> Tensor:
+def stratified_timesteps(
+    count: int, train_steps: int, generator: torch.Generator, shift: float = 1.0
+) -> Tensor:
     """One timestep per image, int64 ``(count,)``, one from each of ``count`` equal slices.
 
     The same marginal distribution as independent draws with less variance between batches
     (Kingma et al. 2021, "Variational diffusion models", appendix I.1).
+
+    Args:
+        shift: above 1 the high noise levels are drawn more often: a share ``u`` of all draws lies
+            below ``shift * u / (1 + (shift - 1) * u)`` of the timesteps (Esser et al. 2024,
+            "Scaling rectified flow transformers", equation 23).
     """
     offset = torch.rand((), generator=generator)
     position = (torch.arange(count) + offset) / count
+    position = shift * position / (1 + (shift - 1) * position)
     shuffled = position[torch.randperm(count, generator=generator)]
     return (shuffled * train_steps).long().clamp(0, train_steps - 1)
 

@@ -55,11 +55,14 @@ class TextToImageTraining(CaptionedTraining):
     Attributes:
         prediction_type: what the UNet answers: ``epsilon``, ``v_prediction`` or ``sample``.
         snr_gamma: cap of the min-SNR weighting; None weighs all noise levels alike.
+        timestep_shift: above 1, high noise levels are trained on more often, see
+            `stratified_timesteps`.
         freeze_text_encoder: train the UNet alone, as the paper does with a finished encoder.
     """
 
     prediction_type: str = "v_prediction"
     snr_gamma: float | None = 5.0
+    timestep_shift: float = 1.0
     freeze_text_encoder: bool = False
 
     def validate(self) -> None:
@@ -67,6 +70,10 @@ class TextToImageTraining(CaptionedTraining):
         check_choice("prediction_type", self.prediction_type, PREDICTIONS)
         if self.snr_gamma is not None and self.snr_gamma <= 0:
             raise ConfigError(f"`snr_gamma` has to be positive but is {self.snr_gamma}.")
+        if not 0 < self.timestep_shift <= 100:
+            raise ConfigError(
+                f"`timestep_shift` has to lie in (0, 100] but is {self.timestep_shift}."
+            )
 
 
 class TextToImageRecipe:
@@ -123,7 +130,9 @@ class TextToImageRecipe:
         )
         latents = self.latents[chosen]
         noise = torch.randn(latents.shape, generator=generator)
-        timesteps = stratified_timesteps(len(chosen), len(self.alpha_bar), generator)
+        timesteps = stratified_timesteps(
+            len(chosen), len(self.alpha_bar), generator, config.timestep_shift
+        )
         alpha_bar = self.alpha_bar[timesteps]
         captions = self.captions.draw(chosen, generator)
         noisy = add_noise(latents, noise, alpha_bar).to(dtype)
