@@ -220,6 +220,26 @@ def test_one_wrong_layer_refuses_the_whole_file_and_says_why(
     assert untouched(pipe, before)
 
 
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {},
+        {"x": torch.ones(3)},
+        {"lora_unet_no_such_block_to_q.lora_down.weight": torch.ones(4, 8)},
+        {"model.diffusion_model.input_blocks.0.0.weight": torch.ones(4, 4, 3, 3)},
+        {"lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": torch.ones(8, 4)},
+    ],
+    ids=lambda tensors: next(iter(tensors), "nothing")[:20],
+)
+def test_a_file_of_which_nothing_fits_is_an_error_and_no_silence(
+    pipe: Any, tensors: dict[str, Tensor]
+) -> None:
+    before = {name: weights_of(network) for name, network in networks(pipe).items()}
+    with pytest.raises(AdapterError, match=r"none of the 1 tensors|holds no tensors"):
+        pipe.load_lora_weights(tensors)
+    assert untouched(pipe, before)
+
+
 def test_a_missing_alpha_is_the_rank(pipe: Any) -> None:
     tensors = kohya_file(networks(pipe))
     bare = {key: tensor for key, tensor in tensors.items() if not key.endswith("alpha")}

@@ -33,19 +33,28 @@ class MappedFile:
                 f"{shown(path)} cannot be mapped: {error}.",
                 hint="Pass `disable_mmap=True` to read it into memory.",
             ) from error
+        self._path = path
         if len(self._pages) != os.fstat(file.fileno()).st_size:
-            raise CheckpointError(f"{shown(path)} changed while it was read.", hint="Try again.")
+            raise self._changed()
 
     def numbers(self, start: int, length: int, dtype: torch.dtype) -> torch.Tensor:
         """``length`` bytes from position ``start`` on as one row of numbers.
 
         Each row has a storage of its own size, so saving or sharing it takes no more of the file
         along. Numbers that do not lie on a multiple of their size are copied.
+
+        Raises:
+            CheckpointError: the file is shorter than that.
         """
         if length == 0:
             return torch.empty(0, dtype=dtype)
+        if start + length > len(self._pages):
+            raise self._changed()
         if start % dtype.itemsize:
             raw = torch.frombuffer(self._pages, dtype=torch.uint8, count=length, offset=start)
             return raw.clone().view(dtype)
         count = length // dtype.itemsize
         return torch.frombuffer(self._pages, dtype=dtype, count=count, offset=start)
+
+    def _changed(self) -> CheckpointError:
+        return CheckpointError(f"{shown(self._path)} changed while it was read.", hint="Try again.")

@@ -78,7 +78,7 @@ def _require_adapter(pipeline: Any, name: str, loras: Mapping[str, Any]) -> None
     loaded = {known for network in networks.values() for known in adapters_of(network)}
     known = sorted(loaded | set(loras))
     raise InputError(
-        f"There is no LoRA '{name[:80]}' for the tag <lora:{name[:80]}>; there are: "
+        f"There is no LoRA {name[:80]!r} for a tag in the prompt; there are: "
         f"{', '.join(known)[:2000] or 'none'}.{did_you_mean(name, known)}",
         hint="Load it with `load_lora_weights(file, adapter_name=name)`, or name it in `loras`.",
     )
