@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from sfumato.errors import CheckpointError, SfumatoError, TokenizerError
 from sfumato.text.tokenizer import CLIPTokenizer
 from sfumato.text.vocabulary import MAX_FILE_BYTES
+from tests.pipelines.tiny import tiny_pipeline, tiny_text_encoder
 
 TOKENS = [*"abc", "a</w>", "b</w>", "c</w>", "ab", "ab</w>", "<|startoftext|>", "<|endoftext|>"]
 VOCAB = {token: index for index, token in enumerate(TOKENS)}
@@ -210,6 +211,15 @@ def test_damaged_folders_load_or_raise_an_error_of_ours(
         return
     ids = tokenizer(data.draw(st.text(max_size=10)), padding=True).input_ids
     assert all(0 <= i < len(tokenizer) for i in ids)
+
+
+def test_a_token_that_the_text_encoder_lacks_is_an_error_of_ours() -> None:
+    """A vocabulary may be sound and of another model; the embedding has no row for its ids."""
+    pipe = tiny_pipeline(text_encoder=tiny_text_encoder(vocab_size=600))
+    with pytest.raises(
+        TokenizerError, match="made the id 49407, but the text encoder has only 600"
+    ):
+        pipe("a cat", num_inference_steps=1, output_type="latent")
 
 
 @pytest.mark.parametrize(
