@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     )
     from sfumato.models.autoencoder import AutoencoderKL
     from sfumato.models.autoencoder_tiny import AutoencoderTiny
+    from sfumato.models.controlnet import ControlNetModel, MultiControlNetModel
     from sfumato.models.unet import UNet2DConditionModel
     from sfumato.outputs import BaseOutput
     from sfumato.pipelines.base import DiffusionPipeline
@@ -42,11 +43,17 @@ if TYPE_CHECKING:
         PipelineCallback,
         SDCFGCutoffCallback,
     )
+    from sfumato.pipelines.controlnet import StableDiffusionControlNetPipeline
+    from sfumato.pipelines.controlnet_img2img import StableDiffusionControlNetImg2ImgPipeline
+    from sfumato.pipelines.controlnet_inpaint import StableDiffusionControlNetInpaintPipeline
+    from sfumato.pipelines.depth2img import StableDiffusionDepth2ImgPipeline
     from sfumato.pipelines.image_processor import VaeImageProcessor
     from sfumato.pipelines.img2img import StableDiffusionImg2ImgPipeline
     from sfumato.pipelines.inpaint import StableDiffusionInpaintPipeline
-    from sfumato.pipelines.output import StableDiffusionPipelineOutput
+    from sfumato.pipelines.instruct_pix2pix import StableDiffusionInstructPix2PixPipeline
+    from sfumato.pipelines.output import ImagePipelineOutput, StableDiffusionPipelineOutput
     from sfumato.pipelines.stable_diffusion import StableDiffusionPipeline
+    from sfumato.pipelines.upscale import StableDiffusionUpscalePipeline
     from sfumato.safety.checker import StableDiffusionSafetyChecker
     from sfumato.safety.image_processor import CLIPFeatureExtractor, CLIPImageProcessor
     from sfumato.schedulers import (
@@ -86,6 +93,15 @@ __version__ = "0.1.0"
 
 #: Where each public name is at home.
 _MODULE_OF = {
+    "ImagePipelineOutput": "sfumato.pipelines.output",
+    "MultiControlNetModel": "sfumato.models.controlnet",
+    "ControlNetModel": "sfumato.models.controlnet",
+    "StableDiffusionControlNetInpaintPipeline": "sfumato.pipelines.controlnet_inpaint",
+    "StableDiffusionControlNetImg2ImgPipeline": "sfumato.pipelines.controlnet_img2img",
+    "StableDiffusionControlNetPipeline": "sfumato.pipelines.controlnet",
+    "StableDiffusionUpscalePipeline": "sfumato.pipelines.upscale",
+    "StableDiffusionDepth2ImgPipeline": "sfumato.pipelines.depth2img",
+    "StableDiffusionInstructPix2PixPipeline": "sfumato.pipelines.instruct_pix2pix",
     "StableDiffusionInpaintPipeline": "sfumato.pipelines.inpaint",
     "StableDiffusionImg2ImgPipeline": "sfumato.pipelines.img2img",
     "AdapterError": "sfumato.errors",
@@ -166,6 +182,7 @@ __all__ = [
     "CMStochasticIterativeScheduler",
     "CheckpointError",
     "ConfigError",
+    "ControlNetModel",
     "DDIMInverseScheduler",
     "DDIMParallelScheduler",
     "DDIMScheduler",
@@ -186,6 +203,7 @@ __all__ = [
     "HubError",
     "IPNDMScheduler",
     "ImageError",
+    "ImagePipelineOutput",
     "InputError",
     "KDPM2AncestralDiscreteScheduler",
     "KDPM2DiscreteScheduler",
@@ -195,6 +213,7 @@ __all__ = [
     "LMSDiscreteScheduler",
     "MissingDependencyError",
     "ModelNotFoundError",
+    "MultiControlNetModel",
     "MultiPipelineCallbacks",
     "NumericalError",
     "PNDMScheduler",
@@ -202,11 +221,17 @@ __all__ = [
     "SASolverScheduler",
     "SDCFGCutoffCallback",
     "SfumatoError",
+    "StableDiffusionControlNetImg2ImgPipeline",
+    "StableDiffusionControlNetInpaintPipeline",
+    "StableDiffusionControlNetPipeline",
+    "StableDiffusionDepth2ImgPipeline",
     "StableDiffusionImg2ImgPipeline",
     "StableDiffusionInpaintPipeline",
+    "StableDiffusionInstructPix2PixPipeline",
     "StableDiffusionPipeline",
     "StableDiffusionPipelineOutput",
     "StableDiffusionSafetyChecker",
+    "StableDiffusionUpscalePipeline",
     "TCDScheduler",
     "TokenizerError",
     "UNet2DConditionModel",

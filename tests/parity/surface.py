@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+import diffusers
 import pytest
 
 
-def assert_same_signatures(ours: type, oracle: type, methods: Iterable[str]) -> None:
-    """Raise unless methods have the same parameters in the same order with the same defaults."""
+def assert_same_signatures(ours: type, *methods: str) -> None:
+    """Raise unless methods have the same parameters and defaults as in diffusers' class."""
+    oracle = getattr(diffusers, ours.__name__)
     for method in methods:
         mine = inspect.signature(getattr(ours, method)).parameters
         theirs = inspect.signature(getattr(oracle, method)).parameters
@@ -21,8 +23,9 @@ def assert_same_signatures(ours: type, oracle: type, methods: Iterable[str]) -> 
             assert parameter.default == expected, (method, parameter.name)
 
 
-def assert_same_attributes(ours: type, oracle: type) -> None:
-    """Raise unless the class attributes that users and loaders read are the same."""
+def assert_same_attributes(ours: type) -> None:
+    """Raise unless the class attributes that users and loaders read are diffusers'."""
+    oracle = getattr(diffusers, ours.__name__)
     for name in (
         "model_cpu_offload_seq",
         "_optional_components",

@@ -6,7 +6,6 @@ import random
 from functools import cache
 from typing import Any
 
-import diffusers
 import numpy as np
 import pytest
 import torch
@@ -166,10 +165,9 @@ def test_callbacks_see_and_change_masks_as_in_diffusers(kind: str) -> None:
 
 
 def test_the_interface_is_that_of_diffusers() -> None:
-    classes = (StableDiffusionInpaintPipeline, diffusers.StableDiffusionInpaintPipeline)
-    methods = ("__init__", "__call__", "check_inputs", "prepare_latents", "prepare_mask_latents")
-    assert_same_signatures(*classes, methods)
-    assert_same_attributes(*classes)
+    names = ("__init__", "__call__", "check_inputs", "prepare_latents", "prepare_mask_latents")
+    assert_same_signatures(StableDiffusionInpaintPipeline, *names)
+    assert_same_attributes(StableDiffusionInpaintPipeline)
 
 
 WRONG_CALLS: dict[str, dict[str, Any]] = {

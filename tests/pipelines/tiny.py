@@ -12,6 +12,7 @@ from torch import nn
 
 import sfumato.schedulers
 from sfumato.models.autoencoder import AutoencoderKL
+from sfumato.models.controlnet import ControlNetModel
 from sfumato.models.unet import UNet2DConditionModel
 from sfumato.pipelines.stable_diffusion import StableDiffusionPipeline
 from sfumato.text.clip import CLIPTextModel
@@ -64,6 +65,20 @@ def tiny_unet(seed: int = 0, **fields: Any) -> UNet2DConditionModel:
     return _seeded(seed, lambda: UNet2DConditionModel(**{**UNET, **fields}))
 
 
+def tiny_controlnet(seed: int = 0, **fields: Any) -> ControlNetModel:
+    """A ControlNet for `tiny_unet` whose features are not zero."""
+    known = set(ControlNetModel.config_class.__dataclass_fields__)
+    shared = {name: value for name, value in UNET.items() if name in known}
+    own = {"conditioning_embedding_out_channels": (8, 16), **fields}
+    net = _seeded(seed, lambda: ControlNetModel(**{**shared, **own}))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if not parameter.any():
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return net
+
+
 def tiny_vae(seed: int = 0, **fields: Any) -> AutoencoderKL:
     """An autoencoder with random weights; one latent is 2 x 2 pixels."""
     return _seeded(seed, lambda: AutoencoderKL(**{**VAE, **fields}))
@@ -96,8 +111,8 @@ def tiny_scheduler(name: str = "PNDMScheduler", **fields: Any) -> Any:
     cls = getattr(sfumato.schedulers, name)
     mended = {"skip_prk_steps": True, "steps_offset": 1, "clip_sample": False}
     known = inspect.signature(cls).parameters
-    wishes = {**{key: value for key, value in mended.items() if key in known}, **fields}
-    return cls(**{**SD_SCHEDULER, **wishes})
+    wishes = {key: value for key, value in {**SD_SCHEDULER, **mended}.items() if key in known}
+    return cls(**{**wishes, **fields})
 
 
 def tiny_parts(seed: int = 0, unet: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sfumato.adapters.network_methods import AdapterMethods
@@ -18,18 +17,14 @@ from sfumato.adapters.state import scaled_by_keyword
 from sfumato.errors import InputError
 from sfumato.models import ip_adapter, unet_stages
 from sfumato.models import unet_conditioning as conditioning
-from sfumato.models.attention_model import AttentionModel
-from sfumato.models.embeddings import TimestepEmbedding
 from sfumato.models.image_projections import MultiIPAdapterImageProjection
 from sfumato.models.layers import get_activation
 from sfumato.models.processors import TextAndPictures
 from sfumato.models.transformer import Context
-from sfumato.models.unet_blocks import DownBlock, MidBlock, UpBlock
+from sfumato.models.unet_blocks import UpBlock
 from sfumato.models.unet_config import UNet2DConditionConfig
+from sfumato.models.unet_encoder import UNetEncoder, added_condition, score_bias
 from sfumato.outputs import BaseOutput
-
-#: Added to the score of a masked token; as in diffusers, rather than minus infinity.
-MASKED = -10_000.0
 
 
 @dataclass
@@ -39,7 +34,7 @@ class UNet2DConditionOutput(BaseOutput):
     sample: Tensor
 
 
-class UNet2DConditionModel(AttentionModel[UNet2DConditionConfig], AdapterMethods):
+class UNet2DConditionModel(UNetEncoder[UNet2DConditionConfig], AdapterMethods):
     """A UNet conditioned on time, text tokens and, by configuration, on classes or images."""
 
     config_class = UNet2DConditionConfig
@@ -49,37 +44,19 @@ class UNet2DConditionModel(AttentionModel[UNet2DConditionConfig], AdapterMethods
         super().__init__(config, **fields)
         c = self.config
         widths = c.block_out_channels
-        self.conv_in = nn.Conv2d(
-            c.in_channels, widths[0], c.conv_in_kernel, padding=(c.conv_in_kernel - 1) // 2
-        )
-        time_dim = conditioning.time_width(c)
-        self.time_proj, waves = conditioning.time_projection(c)
-        self.time_embedding = TimestepEmbedding(
-            waves,
-            time_dim,
-            act_fn=c.act_fn,
-            post_act_fn=c.timestep_post_act,
-            cond_proj_dim=c.time_cond_proj_dim,
-        )
-        self.encoder_hid_proj = conditioning.text_projection(c)
+        self._build_encoder(c)
         self.text_encoder_hid_proj: nn.Module | None = None  # while IP-Adapters take that place
-        self.class_embedding = conditioning.class_embedding(c, waves, time_dim)
-        if c.addition_time_embed_dim is not None and c.addition_embed_type == "text_time":
-            self.add_time_proj = conditioning.sinusoids(c, c.addition_time_embed_dim)
-        self.add_embedding = conditioning.addition_embedding(c, time_dim)
-        act = c.time_embedding_act_fn
-        self.time_embed_act = None if act is None else get_activation(act)
-
-        stages = unet_stages.resolve(c)
-        block_dim = 2 * time_dim if c.class_embeddings_concat else time_dim
-        self.down_blocks = nn.ModuleList(DownBlock(s, c, block_dim) for s in stages.down)
-        self.up_blocks = nn.ModuleList(UpBlock(s, c, block_dim) for s in stages.up)
-        self.mid_block = None if stages.mid is None else MidBlock(stages.mid, c, block_dim)
+        block_dim = conditioning.block_width(c)
+        self.up_blocks = nn.ModuleList(UpBlock(s, c, block_dim) for s in unet_stages.resolve(c).up)
+        self._build_middle(c)
         self.conv_norm_out = nn.GroupNorm(c.norm_num_groups, widths[0], eps=c.norm_eps)
         self.conv_act = get_activation(c.act_fn)
         self.conv_out = nn.Conv2d(
             widths[0], c.out_channels, c.conv_out_kernel, padding=(c.conv_out_kernel - 1) // 2
         )
+
+    def _unet_config(self) -> UNet2DConditionConfig:
+        return self.config
 
     @scaled_by_keyword
     def forward(
@@ -132,8 +109,8 @@ class UNet2DConditionModel(AttentionModel[UNet2DConditionConfig], AdapterMethods
         )
         context = Context(
             self.process_encoder_hidden_states(encoder_hidden_states, added),
-            _score_bias(attention_mask, sample.dtype),
-            _score_bias(encoder_attention_mask, sample.dtype),
+            score_bias(attention_mask, sample.dtype),
+            score_bias(encoder_attention_mask, sample.dtype),
             {k: v for k, v in (cross_attention_kwargs or {}).items() if k != "scale"},
         )
         adapter = list(down_intrablock_additional_residuals or ())
@@ -160,17 +137,6 @@ class UNet2DConditionModel(AttentionModel[UNet2DConditionConfig], AdapterMethods
         x = self.conv_out(self.conv_act(self.conv_norm_out(x)))
         return UNet2DConditionOutput(x) if return_dict else (x,)
 
-    def _down(
-        self, x: Tensor, emb: Tensor, context: Context, adapter: list[Tensor]
-    ) -> tuple[Tensor, list[Tensor]]:
-        """The first half; takes one residual per block from ``adapter`` while there are any."""
-        skips = [x]
-        for block in self.down_blocks:
-            residual = adapter.pop(0) if adapter else None
-            x, block_skips = block(x, emb, context, residual)
-            skips += block_skips
-        return x, skips
-
     def _up(self, x: Tensor, skips: list[Tensor], emb: Tensor, context: Context) -> Tensor:
         """The second half, which uses up the skips from the last to the first."""
         for block in self.up_blocks:
@@ -181,70 +147,6 @@ class UNet2DConditionModel(AttentionModel[UNet2DConditionConfig], AdapterMethods
             x = block(x, own, emb, context, size)
         return x
 
-    def _embed(
-        self,
-        sample: Tensor,
-        timestep: Tensor | float,
-        text: Tensor,
-        class_labels: Tensor | None,
-        timestep_cond: Tensor | None,
-        added: Mapping[str, Tensor],
-    ) -> Tensor:
-        """Time, class and pooled conditions in one vector per sample."""
-        if timestep_cond is not None and self.time_embedding.cond_proj is None:
-            raise InputError("timestep_cond needs a model with `time_cond_proj_dim`.")
-        emb = self.time_embedding(self.get_time_embed(sample, timestep), timestep_cond)
-        class_emb = self.get_class_embed(sample, class_labels)
-        if class_emb is not None and self.config.class_embeddings_concat:
-            emb = torch.cat([emb, class_emb], dim=-1)
-        elif class_emb is not None:
-            emb = emb + class_emb
-        aug_emb = self.get_aug_embed(emb, text, added)
-        if aug_emb is not None:
-            emb = emb + aug_emb
-        return emb if self.time_embed_act is None else self.time_embed_act(emb)
-
-    def get_time_embed(self, sample: Tensor, timestep: Tensor | float) -> Tensor:
-        """Waves ``(N, C)`` of one timestep, or of one per sample, in the type of ``sample``."""
-        if not isinstance(timestep, Tensor):
-            # Fractional steps keep all their digits, except where there is no float64.
-            half = sample.device.type in ("mps", "npu")
-            floating = torch.float32 if half else torch.float64
-            dtype = floating if isinstance(timestep, float) else torch.int64
-            timestep = torch.tensor(timestep, dtype=dtype, device=sample.device)
-        timesteps = timestep.to(sample.device).reshape(-1).expand(sample.shape[0])
-        return self.time_proj(timesteps).to(sample.dtype)
-
-    def get_class_embed(self, sample: Tensor, class_labels: Tensor | None) -> Tensor | None:
-        """The class embedding ``(N, C)``, or None for a model without classes."""
-        if self.class_embedding is None:
-            return None
-        if class_labels is None:
-            raise InputError("class_labels should be provided when num_class_embeds > 0")
-        if self.config.class_embed_type == "timestep":
-            class_labels = self.time_proj(class_labels).to(sample.dtype)
-        return self.class_embedding(class_labels).to(sample.dtype)
-
-    def get_aug_embed(
-        self, emb: Tensor, encoder_hidden_states: Tensor, added_cond_kwargs: Mapping[str, Tensor]
-    ) -> Tensor | None:
-        """What is added to the time embedding ``emb``, or None; see ``addition_embed_type``."""
-        kind = self.config.addition_embed_type
-        if self.add_embedding is None:
-            return None
-        if kind == "text":
-            return self.add_embedding(encoder_hidden_states)
-        if kind == "text_time":
-            text_embeds = _added(added_cond_kwargs, "text_embeds", f"addition_embed_type={kind!r}")
-            time_ids = _added(added_cond_kwargs, "time_ids", f"addition_embed_type={kind!r}")
-            waves = self.add_time_proj(time_ids.flatten()).reshape(text_embeds.shape[0], -1)
-            return self.add_embedding(torch.cat([text_embeds, waves], dim=-1).to(emb.dtype))
-        image_embeds = _added(added_cond_kwargs, "image_embeds", f"addition_embed_type={kind!r}")
-        if kind == "image":
-            return self.add_embedding(image_embeds)
-        text_embeds = added_cond_kwargs.get("text_embeds", encoder_hidden_states)
-        return self.add_embedding(text_embeds, image_embeds)
-
     def process_encoder_hidden_states(
         self, encoder_hidden_states: Tensor, added_cond_kwargs: Mapping[str, Any]
     ) -> Tensor | TextAndPictures:
@@ -253,12 +155,12 @@ class UNet2DConditionModel(AttentionModel[UNet2DConditionConfig], AdapterMethods
         if self.encoder_hid_proj is None:
             return encoder_hidden_states
         if isinstance(self.encoder_hid_proj, MultiIPAdapterImageProjection):
-            image_embeds = _added(
+            image_embeds = added_condition(
                 added_cond_kwargs, "image_embeds", f"IP-Adapters (encoder_hid_dim_type={kind!r})"
             )
             return self._with_pictures(encoder_hidden_states, self.encoder_hid_proj(image_embeds))
         if kind in ("text_image_proj", "image_proj"):
-            image_embeds = _added(
+            image_embeds = added_condition(
                 added_cond_kwargs, "image_embeds", f"encoder_hid_dim_type={kind!r}"
             )
             if kind == "image_proj":
@@ -276,36 +178,6 @@ class UNet2DConditionModel(AttentionModel[UNet2DConditionConfig], AdapterMethods
         if self.text_encoder_hid_proj is not None:
             text = self.text_encoder_hid_proj(text)
         return text, pictures
-
-    def set_attention_slice(self, slice_size: str | int | Sequence[int] | None = "auto") -> None:
-        """Bound the memory of attention; the result stays the same up to rounding.
-
-        Args:
-            slice_size: heads at a time: "auto" for half of them, "max" for one, a number, a
-                number per attention layer, or None for all (the default).
-
-        Raises:
-            InputError: more heads than a layer has, or a list of another length.
-        """
-        layers = [layer for _, layer in self._attention_layers()]
-        if slice_size == "auto":
-            sizes = [max(layer.sliceable_head_dim // 2, 1) for layer in layers]
-        elif slice_size == "max":
-            sizes = [1] * len(layers)
-        elif isinstance(slice_size, int) or slice_size is None:
-            sizes = [slice_size] * len(layers)
-        elif isinstance(slice_size, str):
-            raise InputError(f"slice_size has to be 'auto', 'max' or a number, not {slice_size!r}.")
-        else:
-            sizes = list(slice_size)
-        if len(sizes) != len(layers):
-            raise InputError(
-                f"slice_size has {len(sizes)} entries but there are {len(layers)} attention layers."
-            )
-        for layer, size in zip(layers, sizes, strict=True):
-            layer.check_slice(size)
-        for layer, size in zip(layers, sizes, strict=True):
-            layer.set_attention_slice(size)
 
     @property
     def own_config(self) -> UNet2DConditionConfig:
@@ -335,14 +207,3 @@ class UNet2DConditionModel(AttentionModel[UNet2DConditionConfig], AdapterMethods
         for block in self.up_blocks:
             assert isinstance(block, UpBlock)
             block.s1, block.s2, block.b1, block.b2 = s1, s2, b1, b2
-
-
-def _score_bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """A mask ``(N, S)`` of ones (keep) and zeros as a bias ``(N, 1, S)`` on scores."""
-    return None if mask is None else ((1 - mask.to(dtype)) * MASKED).unsqueeze(1)
-
-
-def _added(added: Mapping[str, Any], name: str, option: str) -> Any:
-    if name not in added:
-        raise InputError(f"A UNet with {option} needs `{name}` in `added_cond_kwargs`.")
-    return added[name]

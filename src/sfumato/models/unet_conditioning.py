@@ -27,6 +27,11 @@ def time_width(config: UNet2DConditionConfig) -> int:
     return config.time_embedding_dim or config.block_out_channels[0] * (2 if fourier else 4)
 
 
+def block_width(config: UNet2DConditionConfig) -> int:
+    """Channels of the embedding that reaches the blocks."""
+    return time_width(config) * (2 if config.class_embeddings_concat else 1)
+
+
 def time_projection(config: UNet2DConditionConfig) -> tuple[nn.Module, int]:
     """The layer that turns timesteps into waves, and the number of waves."""
     if config.time_embedding_type == "fourier":

@@ -92,6 +92,15 @@ def check_callbacks(
         )
 
 
+def require_callback_steps(callback_steps: Any) -> None:
+    """For pipelines whose older callback has no default frequency of None."""
+    if callback_steps is None:
+        raise InputError(
+            "`callback_steps` has to be a positive integer but is None of type"
+            f" {type(callback_steps)}."
+        )
+
+
 def check_callable(name: str, value: Any) -> None:
     """Raise `InputError` unless ``value`` can be called, or is None."""
     if value is not None and not callable(value):

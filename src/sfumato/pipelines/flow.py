@@ -53,6 +53,7 @@ class Drawing:
         tensors: what callbacks may ask for besides latents and context, by name. Pieces keep here
             what callbacks may change.
         row: how many timesteps are done.
+        size: height and width of the pictures in pixels, for pieces that are not told them.
     """
 
     pipeline: Any
@@ -68,6 +69,14 @@ class Drawing:
     x: Tensor | None = None
     tensors: dict[str, Tensor | None] = field(default_factory=dict)
     row: int = 0
+    size: tuple[int, int] | None = None
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor that callbacks may have replaced."""
+        tensor = self.tensors[name]
+        if tensor is None:
+            raise InputError(f"`{name}` is gone.", hint="A callback may replace it, not drop it.")
+        return tensor
 
     @property
     def pictures(self) -> int:
@@ -109,6 +118,39 @@ class Piece:
     def finish(self, drawing: Drawing, images: Any) -> Any:
         """Change the finished pictures, which are of the type asked for."""
         return images
+
+
+class ChannelPiece(Piece):
+    """A piece that gives the network more channels than the latents have.
+
+    They are tensors that `prepare` puts among the drawing's, so that callbacks may change them.
+    """
+
+    #: Names of the tensors, in the order of the channels.
+    channels: tuple[str, ...] = ()
+
+    def around(self, drawing: Drawing, network: Network) -> Network:
+        if not self.channels:
+            return network
+
+        def wider(x: Tensor, timestep: Tensor, context: Tensor, **inputs: Any) -> Tensor:
+            more = [fit_rows(drawing.tensor(name), len(x)) for name in self.channels]
+            return network(torch.cat([x, *more], dim=1), timestep, context, **inputs)
+
+        return wider
+
+
+def check_channels(unet: Any, parts: dict[str, int]) -> None:
+    """Raise `InputError` unless the channels of the parts add up to what the UNet takes."""
+    expected = unet.config.in_channels
+    if sum(parts.values()) != expected:
+        received = " + ".join(f"`num_channels_{name}`: {count}" for name, count in parts.items())
+        raise InputError(
+            f"Incorrect configuration settings! The config of `pipeline.unet` expects {expected}"
+            f" but received {received} = {sum(parts.values())}. Please verify the config of"
+            " `pipeline.unet` or your image input.",
+            hint="Every way to draw with a picture needs a model that was trained for it.",
+        )
 
 
 def draw(

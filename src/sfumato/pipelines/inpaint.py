@@ -14,10 +14,26 @@ from sfumato.errors import InputError
 from sfumato.pipelines import checks
 from sfumato.pipelines.flow import draw
 from sfumato.pipelines.image_processor import ImageInput, VaeImageProcessor
-from sfumato.pipelines.mask import Masked, check_crop, mask_latents, start_of_masked
+from sfumato.pipelines.mask import (
+    Masked,
+    check_crop,
+    mask_latents,
+    region_to_draw,
+    start_of_masked,
+)
 from sfumato.pipelines.output import StableDiffusionPipelineOutput
 from sfumato.pipelines.request import Request
 from sfumato.pipelines.stable_diffusion_base import StableDiffusionBase
+
+
+def mask_processor_for(pipeline: Any) -> VaeImageProcessor:
+    """What makes masks of zeros and ones out of pictures, at the size that a pipeline wants."""
+    return VaeImageProcessor(
+        vae_scale_factor=pipeline.vae_scale_factor,
+        do_normalize=False,
+        do_binarize=True,
+        do_convert_grayscale=True,
+    )
 
 
 class StableDiffusionInpaintPipeline(StableDiffusionBase):
@@ -38,12 +54,7 @@ class StableDiffusionInpaintPipeline(StableDiffusionBase):
     @cached_property
     def mask_processor(self) -> VaeImageProcessor:
         """Makes masks of zeros and ones out of pictures."""
-        return VaeImageProcessor(
-            vae_scale_factor=self.vae_scale_factor,
-            do_normalize=False,
-            do_binarize=True,
-            do_convert_grayscale=True,
-        )
+        return mask_processor_for(self)
 
     @torch.no_grad()
     def __call__(
@@ -120,7 +131,7 @@ class StableDiffusionInpaintPipeline(StableDiffusionBase):
             masked_image_latents,
             height,
             width,
-            padding_mask_crop,
+            region_to_draw(self, mask_image, height, width, padding_mask_crop),
             strength,
             latents,
         )

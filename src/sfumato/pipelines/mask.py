@@ -17,11 +17,12 @@ from sfumato.diffusion.denoise import Step
 from sfumato.diffusion.noise import Generators, randn_tensor
 from sfumato.errors import InputError
 from sfumato.pipelines import checks, stages
-from sfumato.pipelines.flow import Drawing, Network, Piece, fit_rows
+from sfumato.pipelines.flow import ChannelPiece, Drawing, check_channels, fit_rows
+from sfumato.pipelines.regions import Box
 from sfumato.pipelines.start import are_latents, as_rgb
 
 
-class Masked(Piece):
+class Masked(ChannelPiece):
     """Latents that begin as a picture or as noise, and change only where a mask is white.
 
     Draws, in this order: the encoded picture if it is needed, the noise, the encoded rest of the
@@ -32,7 +33,7 @@ class Masked(Piece):
         mask_image: masks; white is drawn anew.
         masked_image_latents: the picture with the masked part blanked, encoded already.
         height, width: of the result in pixels.
-        padding_mask_crop: draw only the region of the mask and so many pixels around it.
+        region: draw only this part of the picture; see `region_to_draw`.
         strength: 1 begins with noise alone.
         latents: the noise itself, in place of a random draw.
     """
@@ -44,16 +45,14 @@ class Masked(Piece):
         masked_image_latents: Tensor | None,
         height: int,
         width: int,
-        padding_mask_crop: int | None,
+        region: Box | None,
         strength: float,
         latents: Tensor | None = None,
     ) -> None:
         self.image, self.mask_image = as_rgb(image), mask_image
         self.masked_image_latents = masked_image_latents
         self.height, self.width = height, width
-        self.padding, self.strength = padding_mask_crop, strength
-        self.latents = latents
-        self.region: tuple[int, int, int, int] | None = None
+        self.region, self.strength, self.latents = region, strength, latents
 
     def prepare(self, drawing: Drawing) -> None:
         pipeline = drawing.pipeline
@@ -63,10 +62,6 @@ class Masked(Piece):
                 f" {self.strength}, the number of pipelinesteps is {drawing.steps} which is < 1"
                 " and not appropriate for this pipeline.",
                 hint="Take more steps, or a larger `strength`.",
-            )
-        if self.padding is not None:
-            self.region = pipeline.mask_processor.get_crop_region(
-                self.mask_image, self.width, self.height, pad=self.padding
             )
         image = self._fitted(pipeline.image_processor, self.image).float()
         mask = self._fitted(pipeline.mask_processor, self.mask_image)
@@ -101,7 +96,8 @@ class Masked(Piece):
             drawing.guided,
         )
         if not self.plain:
-            check_channels(pipeline.unet, channels, mask, rest)
+            check_unet(pipeline.unet, channels, mask, rest)
+            self.channels = ("mask", "masked_image_latents")
         drawing.tensors |= {"mask": mask, "masked_image_latents": rest}
 
     def _fitted(self, processor: Any, picture: Any) -> Tensor:
@@ -113,25 +109,15 @@ class Masked(Piece):
             resize_mode="default" if self.region is None else "fill",
         )
 
-    def around(self, drawing: Drawing, network: Network) -> Network:
-        if self.plain:
-            return network
-
-        def masked(x: Tensor, timestep: Tensor, context: Tensor, **inputs: Any) -> Tensor:
-            names = ("mask", "masked_image_latents")
-            channels = [fit_rows(_there(drawing.tensors[name]), len(x)) for name in names]
-            return network(torch.cat([x, *channels], dim=1), timestep, context, **inputs)
-
-        return masked
-
     def after_step(self, drawing: Drawing, step: Step) -> None:
         if not self.plain:
             return
-        known, done = _there(self.known), step.index + 1
+        assert self.known is not None
+        known, done = self.known, step.index + 1
         if done < len(drawing.timesteps):
             following = drawing.timesteps[done].reshape(1)
             known = drawing.scheduler.add_noise(known, self.noise, following)
-        mask = fit_rows(_there(drawing.tensors["mask"]), len(step.x))
+        mask = fit_rows(drawing.tensor("mask"), len(step.x))
         step.x = (1 - mask) * known + mask * step.x
 
     def finish(self, drawing: Drawing, images: Any) -> Any:
@@ -141,10 +127,13 @@ class Masked(Piece):
         return [overlay(self.mask_image, self.image, drawn, self.region) for drawn in images]
 
 
-def _there(tensor: Tensor | None) -> Tensor:
-    if tensor is None:
-        raise InputError("The mask is gone.", hint="A callback may replace tensors, not drop them.")
-    return tensor
+def region_to_draw(
+    pipeline: Any, mask_image: Any, height: int, width: int, padding: int | None
+) -> Box | None:
+    """The part of a picture around its mask, in the shape of what is drawn; None for all of it."""
+    if padding is None:
+        return None
+    return pipeline.mask_processor.get_crop_region(mask_image, width, height, pad=padding)
 
 
 def start_of_masked(
@@ -243,7 +232,7 @@ def _shared(tensor: Tensor, rows: int, what: str) -> Tensor:
     return fit_rows(tensor, rows)
 
 
-def check_channels(unet: Any, channels: int, mask: Tensor, rest: Tensor) -> None:
+def check_unet(unet: Any, channels: int, mask: Tensor, rest: Tensor) -> None:
     """Raise `InputError` unless the UNet takes latents, mask and masked picture together."""
     expected = unet.config.in_channels
     if expected not in (9, 2 * channels + 1):
@@ -251,14 +240,8 @@ def check_channels(unet: Any, channels: int, mask: Tensor, rest: Tensor) -> None
             f"The unet {type(unet)} should have either 4 or 9 input channels, not {expected}.",
             hint="Load a model for inpainting, or a text-to-image model.",
         )
-    given = (channels, mask.shape[1], rest.shape[1])
-    if sum(given) != expected:
-        raise InputError(
-            "Incorrect configuration settings! The config of `pipeline.unet` expects"
-            f" {expected} but received `num_channels_latents`: {given[0]} + `num_channels_mask`:"
-            f" {given[1]} + `num_channels_masked_image`: {given[2]} = {sum(given)}. Please verify"
-            " the config of `pipeline.unet` or your `mask_image` or `image` input."
-        )
+    parts = {"latents": channels, "mask": mask.shape[1], "masked_image": rest.shape[1]}
+    check_channels(unet, parts)
 
 
 def check_crop(padding: Any, image: Any, mask_image: Any, output_type: Any) -> None:

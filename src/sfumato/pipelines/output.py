@@ -14,6 +14,13 @@ if TYPE_CHECKING:
 
 
 @dataclass
+class ImagePipelineOutput(BaseOutput):
+    """Pictures of a pipeline without a safety checker, of the type asked for."""
+
+    images: list[Image] | np.ndarray[Any, Any] | Tensor
+
+
+@dataclass
 class StableDiffusionPipelineOutput(BaseOutput):
     """Pictures, and whether a safety checker objected to them.
 

@@ -10,6 +10,9 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+#: Scale of the latents of the x4 upscaler.
+UPSCALER_FACTOR = 0.08333
+
 
 def repair_scheduler(scheduler: Any, wanted: Mapping[str, Any]) -> None:
     """Set what early checkpoints have wrong in their scheduler, with a warning for each.
@@ -56,6 +59,20 @@ def repair_sample_size(unet: Any, version: str | None = None) -> None:
         stacklevel=5,
     )
     _replace_config(unet, {"sample_size": 64})
+
+
+def repair_upscaler(vae: Any) -> None:
+    """Set ``scaling_factor`` to that of the x4 upscaler, whose first configurations lack it."""
+    factor = getattr(getattr(vae, "config", None), "scaling_factor", None)
+    if vae is None or factor == UPSCALER_FACTOR:
+        return
+    warnings.warn(
+        f"The configuration file of the vae has a `scaling_factor` of {factor}, which no upscaler"
+        f" has; {UPSCALER_FACTOR} is used. Please update `vae/config.json` accordingly.",
+        FutureWarning,
+        stacklevel=3,
+    )
+    _replace_config(vae, {"scaling_factor": UPSCALER_FACTOR})
 
 
 def _replace_config(component: Any, changes: dict[str, Any]) -> None:

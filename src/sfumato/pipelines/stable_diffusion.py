@@ -14,13 +14,13 @@ from torch import Tensor
 
 from sfumato.diffusion.guidance import rescale_noise_cfg
 from sfumato.diffusion.noise import Generators
-from sfumato.pipelines import checks, stages
+from sfumato.pipelines import checks
 from sfumato.pipelines.flow import draw
 from sfumato.pipelines.output import StableDiffusionPipelineOutput
 from sfumato.pipelines.request import Request
 from sfumato.pipelines.stable_diffusion_base import StableDiffusionBase
 from sfumato.pipelines.stages import retrieve_timesteps
-from sfumato.pipelines.start import FromNoise
+from sfumato.pipelines.start import FromNoise, prepare_noise
 
 __all__ = [
     "StableDiffusionPipeline",
@@ -146,19 +146,4 @@ class StableDiffusionPipeline(StableDiffusionBase):
             callback_on_step_end_tensor_inputs,
         )
 
-    def prepare_latents(
-        self,
-        batch_size: int,
-        num_channels_latents: int,
-        height: int,
-        width: int,
-        dtype: torch.dtype,
-        device: torch.device | str,
-        generator: Generators,
-        latents: Tensor | None = None,
-    ) -> Tensor:
-        """Noise to start from, at the scheduler's initial strength."""
-        factor = self.vae_scale_factor
-        shape = (batch_size, num_channels_latents, height // factor, width // factor)
-        checks.check_generator(generator, batch_size)
-        return stages.prepare_latents(self.scheduler, shape, dtype, device, generator, latents)
+    prepare_latents = prepare_noise

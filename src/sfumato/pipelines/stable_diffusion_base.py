@@ -21,7 +21,7 @@ from torch import Tensor
 from sfumato.adapters.pipeline_methods import StableDiffusionLoraLoaderMixin
 from sfumato.adapters.state import hold
 from sfumato.diffusion.foreign import accepted_options
-from sfumato.diffusion.guidance import ClassifierFree
+from sfumato.diffusion.guidance import ClassifierFree, Guidance
 from sfumato.diffusion.noise import Generators
 from sfumato.errors import InputError
 from sfumato.pipelines import checks, ip_adapter, repairs, stages
@@ -228,7 +228,7 @@ class StableDiffusionBase(
         named = set(inspect.signature(cls.__call__).parameters) - {"self", "kwargs"}
         return named | set(LEGACY_KEYWORDS) | set(OWN_KEYWORDS)
 
-    def _guidance(self) -> ClassifierFree | None:
+    def _guidance(self) -> Guidance | None:
         if not self.do_classifier_free_guidance:
             return None
         return ClassifierFree(self.guidance_scale, self.guidance_rescale)
@@ -266,7 +266,7 @@ class StableDiffusionBase(
         generator: Generators,
         dtype: torch.dtype,
         decode: Callable[[Tensor], Tensor] | None = None,
-    ) -> StableDiffusionPipelineOutput:
+    ) -> Any:
         if output_type == "latent":
             return StableDiffusionPipelineOutput(latents, None)
         image = decode(latents) if decode else stages.decode(self.vae, latents, generator)
@@ -389,7 +389,7 @@ class StableDiffusionBase(
         self, image: Tensor | np.ndarray[Any, Any], device: torch.device, dtype: torch.dtype
     ) -> tuple[Any, list[bool] | None]:
         """The images, blackened where the checker objects, and its objections; None without."""
-        if self.safety_checker is None:
+        if getattr(self, "safety_checker", None) is None:
             return image, None
         if isinstance(image, Tensor):
             pictures = self.image_processor.postprocess(image, output_type="pil")

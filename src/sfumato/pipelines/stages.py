@@ -185,6 +185,13 @@ def encode(
     return (latents if dtype is None else latents.to(dtype)) * vae.config.scaling_factor
 
 
+def most_likely(vae: Any, image: Tensor, dtype: torch.dtype) -> Tensor:
+    """Images to latents without any draw, and without scaling them for the UNet."""
+    output = vae.encode(image.to(vae.dtype))
+    latents = output.latent_dist.mode() if hasattr(output, "latent_dist") else output.latents
+    return latents.to(dtype)
+
+
 def _sample(distribution: Any, generator: Generators, rows: int) -> Tensor:
     if isinstance(generator, NoiseSource):
         return distribution.mode()

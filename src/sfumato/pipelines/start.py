@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -12,27 +13,36 @@ from sfumato.diffusion.noise import Generators, randn_tensor
 from sfumato.errors import InputError
 from sfumato.pipelines import checks, stages
 from sfumato.pipelines.flow import Drawing, Piece
+from sfumato.pipelines.image_processor import VaeImageProcessor
 
 
 class FromNoise(Piece):
     """Latents that begin as noise: text to image.
 
     Args:
-        height, width: of the pictures in pixels.
+        height, width: of the pictures in pixels; None takes the size that an earlier piece found.
         latents: the noise itself, in place of a random draw.
         channels: of the latents; by default as many as the UNet takes.
     """
 
     def __init__(
-        self, height: int, width: int, latents: Tensor | None = None, channels: int | None = None
+        self,
+        height: int | None = None,
+        width: int | None = None,
+        latents: Tensor | None = None,
+        channels: int | None = None,
     ) -> None:
-        self.height, self.width, self.latents, self.channels = height, width, latents, channels
+        self.size = None if height is None or width is None else (height, width)
+        self.latents, self.channels = latents, channels
 
     def prepare(self, drawing: Drawing) -> None:
         pipeline, request = drawing.pipeline, drawing.request
         factor = pipeline.vae_scale_factor
         channels = pipeline.unet.config.in_channels if self.channels is None else self.channels
-        shape = (drawing.pictures, channels, self.height // factor, self.width // factor)
+        size = self.size or drawing.size
+        if size is None:
+            raise InputError("The size of the pictures is not known.")
+        shape = (drawing.pictures, channels, size[0] // factor, size[1] // factor)
         checks.check_latents(self.latents, shape)
         drawing.x = stages.prepare_latents(
             drawing.scheduler,
@@ -52,13 +62,25 @@ class FromImage(Piece):
     Args:
         image: pictures, or latents of them.
         height, width: what to scale the pictures to; by default their own size.
+        latents: a start that is finished already, in place of all this.
     """
 
-    def __init__(self, image: Any, height: int | None = None, width: int | None = None) -> None:
-        self.image, self.height, self.width = image, height, width
+    def __init__(
+        self,
+        image: Any,
+        height: int | None = None,
+        width: int | None = None,
+        latents: Tensor | None = None,
+    ) -> None:
+        self.image, self.height, self.width, self.latents = image, height, width, latents
 
     def prepare(self, drawing: Drawing) -> None:
         pipeline, request = drawing.pipeline, drawing.request
+        if self.latents is not None:
+            shape = (drawing.pictures, pipeline.vae.config.latent_channels, 0, 0)
+            checks.check_latents(self.latents, shape)
+            drawing.x = self.latents.to(drawing.device, drawing.dtype)
+            return
         image = pipeline.image_processor.preprocess(
             as_rgb(self.image), height=self.height, width=self.width
         )
@@ -123,6 +145,18 @@ def check_sharing(images: int, count: int) -> None:
         )
 
 
+def size_of(
+    processor: VaeImageProcessor, image: Any, height: int | None, width: int | None
+) -> tuple[int, int]:
+    """The size asked for, else that of a picture in whichever form, as a processor cuts it."""
+    first = image[0] if isinstance(image, list | tuple) and image else image
+    if isinstance(first, np.ndarray | Tensor) and first.ndim == 3:
+        first = first[None]
+    if not isinstance(first, Image.Image | np.ndarray | Tensor):
+        raise InputError(f"`image` has to be a picture but is {type(image)}.")
+    return processor.get_default_height_width(first, height, width)
+
+
 def as_rgb(image: Any) -> Any:
     """PIL pictures of other modes (grey, palette, transparent) in RGB; all else as it is."""
     if isinstance(image, list | tuple):
@@ -144,3 +178,21 @@ def prepare_latents(
     count = batch_size * num_images_per_prompt
     checks.check_generator(generator, count)
     return noised_image(self.vae, self.scheduler, image, timestep, dtype, device, generator, count)
+
+
+def prepare_noise(
+    self: Any,
+    batch_size: int,
+    num_channels_latents: int,
+    height: int,
+    width: int,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    generator: Generators,
+    latents: Tensor | None = None,
+) -> Tensor:
+    """The method ``prepare_latents`` of pipelines that begin with noise; the size is in pixels."""
+    factor = self.vae_scale_factor
+    shape = (batch_size, num_channels_latents, height // factor, width // factor)
+    checks.check_generator(generator, batch_size)
+    return stages.prepare_latents(self.scheduler, shape, dtype, device, generator, latents)

@@ -45,6 +45,12 @@ PIPELINES = {
     "StableDiffusionPipeline": "sfumato.pipelines.stable_diffusion",
     "StableDiffusionImg2ImgPipeline": "sfumato.pipelines.img2img",
     "StableDiffusionInpaintPipeline": "sfumato.pipelines.inpaint",
+    "StableDiffusionInstructPix2PixPipeline": "sfumato.pipelines.instruct_pix2pix",
+    "StableDiffusionDepth2ImgPipeline": "sfumato.pipelines.depth2img",
+    "StableDiffusionUpscalePipeline": "sfumato.pipelines.upscale",
+    "StableDiffusionControlNetPipeline": "sfumato.pipelines.controlnet",
+    "StableDiffusionControlNetImg2ImgPipeline": "sfumato.pipelines.controlnet_img2img",
+    "StableDiffusionControlNetInpaintPipeline": "sfumato.pipelines.controlnet_inpaint",
 }
 
 

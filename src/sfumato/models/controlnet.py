@@ -1,0 +1,293 @@
+"""ControlNets: the first half of a UNet that sees a picture to go by (arXiv:2302.05543).
+
+Its features are added to the skips and the middle of the UNet that draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count, pairwise
+from os import PathLike
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.config import Config, check_choice
+from sfumato.errors import InputError
+from sfumato.models import checks
+from sfumato.models.transformer import Context
+from sfumato.models.unet import UNet2DConditionModel
+from sfumato.models.unet_config import UNet2DConditionConfig
+from sfumato.models.unet_encoder import UNetEncoder, score_bias
+from sfumato.outputs import BaseOutput
+
+
+@dataclass
+class ControlNetOutput(BaseOutput):
+    """What to add to a UNet's skips, one tensor each, and to its middle."""
+
+    down_block_res_samples: tuple[Tensor, ...]
+    mid_block_res_sample: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlNetConfig(Config):
+    """Fields and defaults of diffusers' ``ControlNetModel``; most are those of the UNet."""
+
+    in_channels: int = 4
+    conditioning_channels: int = 3
+    flip_sin_to_cos: bool = True
+    freq_shift: float = 0
+    down_block_types: tuple[str, ...] = (
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+        "DownBlock2D",
+    )
+    mid_block_type: str = "UNetMidBlock2DCrossAttn"
+    only_cross_attention: bool | tuple[bool, ...] = False
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int = 2
+    downsample_padding: int = 1
+    mid_block_scale_factor: float = 1
+    act_fn: str = "silu"
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    cross_attention_dim: int = 1280
+    transformer_layers_per_block: int | tuple[int, ...] = 1
+    encoder_hid_dim: int | None = None
+    encoder_hid_dim_type: str | None = None
+    attention_head_dim: int | tuple[int, ...] = 8
+    num_attention_heads: None = None
+    use_linear_projection: bool = False
+    class_embed_type: str | None = None
+    addition_embed_type: str | None = None
+    addition_time_embed_dim: int | None = None
+    num_class_embeds: int | None = None
+    upcast_attention: bool = False
+    resnet_time_scale_shift: str = "default"
+    projection_class_embeddings_input_dim: int | None = None
+    controlnet_conditioning_channel_order: str = "rgb"
+    conditioning_embedding_out_channels: tuple[int, ...] = (16, 32, 96, 256)
+    global_pool_conditions: bool = False
+    addition_embed_type_num_heads: int = 64
+
+    def validate(self) -> None:
+        order = self.controlnet_conditioning_channel_order
+        check_choice("controlnet_conditioning_channel_order", order, ("rgb", "bgr"))
+        check_choice(
+            "mid_block_type", self.mid_block_type, ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D")
+        )
+        checks.check_ints(self, ("conditioning_channels",), 1, 4096)
+        checks.check_channels(self, "conditioning_embedding_out_channels", None)
+        checks.check_ints(self, ("layers_per_block", "cross_attention_dim"), 1, checks.MAX_CHANNELS)
+        checks.check_flags(self, ("global_pool_conditions",))
+        self.as_unet()  # checks the rest
+
+    def as_unet(self) -> UNet2DConditionConfig:
+        """The configuration of a UNet with the same first half."""
+        shared = set(UNet2DConditionConfig.__dataclass_fields__) & set(self)
+        fields = {name: self[name] for name in shared}
+        mirrored = ("UpBlock2D",) * len(self.block_out_channels)
+        return UNet2DConditionConfig(**fields, up_block_types=mirrored)
+
+
+class ControlNetConditioningEmbedding(nn.Module):
+    """Pictures ``(N, C, H, W)`` to features at the size of latents."""
+
+    def __init__(self, out_channels: int, in_channels: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
+        self.blocks = nn.ModuleList()
+        for width, following in pairwise(widths):
+            self.blocks.append(nn.Conv2d(width, width, 3, padding=1))
+            self.blocks.append(nn.Conv2d(width, following, 3, padding=1, stride=2))
+        self.conv_out = _zero(nn.Conv2d(widths[-1], out_channels, 3, padding=1))
+
+    def forward(self, conditioning: Tensor) -> Tensor:
+        """Eight times smaller with four widths; each width but the first halves the size."""
+        x = nn.functional.silu(self.conv_in(conditioning))
+        for block in self.blocks:
+            x = nn.functional.silu(block(x))
+        return self.conv_out(x)
+
+
+class ControlNetModel(UNetEncoder[ControlNetConfig]):
+    """A trainable copy of a UNet's first half, joined to it by convolutions that begin as zero."""
+
+    config_class = ControlNetConfig
+
+    def __init__(self, config: Mapping[str, Any] | None = None, /, **fields: Any) -> None:
+        super().__init__(config, **fields)
+        c = self.config
+        self._as_unet = c.as_unet()
+        self._build_encoder(self._as_unet)
+        self.controlnet_cond_embedding = ControlNetConditioningEmbedding(
+            c.block_out_channels[0], c.conditioning_channels, c.conditioning_embedding_out_channels
+        )
+        widths = list(_skip_widths(c))
+        self.controlnet_down_blocks = nn.ModuleList(_zero(nn.Conv2d(w, w, 1)) for w in widths)
+        last = c.block_out_channels[-1]
+        self.controlnet_mid_block = _zero(nn.Conv2d(last, last, 1))
+        self._build_middle(self._as_unet)
+
+    def _unet_config(self) -> UNet2DConditionConfig:
+        return self._as_unet
+
+    @classmethod
+    def from_unet(
+        cls,
+        unet: UNet2DConditionModel,
+        controlnet_conditioning_channel_order: str = "rgb",
+        conditioning_embedding_out_channels: tuple[int, ...] | None = (16, 32, 96, 256),
+        load_weights_from_unet: bool = True,
+        conditioning_channels: int = 3,
+    ) -> Self:
+        """A ControlNet to be trained for a UNet, which changes nothing yet.
+
+        Args:
+            unet: whose first half to copy.
+            controlnet_conditioning_channel_order: ``rgb`` or ``bgr``.
+            conditioning_embedding_out_channels: widths of the layers that see the picture.
+            load_weights_from_unet: copy the weights too.
+            conditioning_channels: of the picture.
+        """
+        shared = (set(ControlNetConfig.__dataclass_fields__) - {"explicit"}) & set(unet.config)
+        net = cls(
+            **{name: unet.config[name] for name in shared},
+            controlnet_conditioning_channel_order=controlnet_conditioning_channel_order,
+            conditioning_embedding_out_channels=conditioning_embedding_out_channels,
+            conditioning_channels=conditioning_channels,
+        )
+        if load_weights_from_unet:
+            own = net.state_dict()
+            net.load_state_dict(own | {k: v for k, v in unet.state_dict().items() if k in own})
+        return net
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float,
+        encoder_hidden_states: Tensor,
+        controlnet_cond: Tensor,
+        conditioning_scale: float = 1.0,
+        class_labels: Tensor | None = None,
+        timestep_cond: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        added_cond_kwargs: Mapping[str, Any] | None = None,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
+        guess_mode: bool = False,
+        return_dict: bool = True,
+    ) -> ControlNetOutput | tuple[Any, Any]:
+        """What to add to a UNet that is given the same input.
+
+        Args:
+            sample, timestep, encoder_hidden_states, class_labels, timestep_cond, attention_mask,
+                added_cond_kwargs, cross_attention_kwargs: see `UNet2DConditionModel.forward`.
+            controlnet_cond: the picture ``(N, conditioning_channels, 8 H, 8 W)`` in 0..1.
+            conditioning_scale: strength of the result.
+            guess_mode: weaken the features of higher resolution, down to a tenth.
+            return_dict: return an output object rather than a tuple.
+        """
+        if self.config.controlnet_conditioning_channel_order == "bgr":
+            controlnet_cond = controlnet_cond.flip(1)
+        added = added_cond_kwargs or {}
+        emb = self._embed(
+            sample, timestep, encoder_hidden_states, class_labels, timestep_cond, added
+        )
+        context = Context(
+            encoder_hidden_states,
+            score_bias(attention_mask, sample.dtype),
+            None,
+            {k: v for k, v in (cross_attention_kwargs or {}).items() if k != "scale"},
+        )
+        x = self.conv_in(sample)
+        control = self.controlnet_cond_embedding(controlnet_cond)
+        if control.shape[-2:] != x.shape[-2:]:
+            raise InputError(
+                f"The control picture is made for latents of {tuple(control.shape[-2:])} but they"
+                f" are {tuple(x.shape[-2:])}.",
+                hint="It has to have the size of the picture to draw.",
+            )
+        x, skips = self._down(x + control, emb, context, [])
+        if self.mid_block is not None:
+            x = self.mid_block(x, emb, context)
+        down = [layer(s) for s, layer in zip(skips, self.controlnet_down_blocks, strict=True)]
+        down, mid = self._scaled(down, self.controlnet_mid_block(x), conditioning_scale, guess_mode)
+        return ControlNetOutput(tuple(down), mid) if return_dict else (down, mid)
+
+    def _scaled(
+        self, down: list[Tensor], mid: Tensor, scale: float, guess_mode: bool
+    ) -> tuple[list[Tensor], Tensor]:
+        pooled = self.config.global_pool_conditions
+        if guess_mode and not pooled:
+            *scales, last = torch.logspace(-1, 0, len(down) + 1, device=mid.device) * scale
+        else:
+            scales, last = [scale] * len(down), scale
+        down = [features * own for features, own in zip(down, scales, strict=True)]
+        mid = mid * last
+        if pooled:
+            down = [features.mean((2, 3), keepdim=True) for features in down]
+            mid = mid.mean((2, 3), keepdim=True)
+        return down, mid
+
+
+class MultiControlNetModel(nn.Module):
+    """Several ControlNets for one UNet; their features are added up.
+
+    Args:
+        controlnets: the networks.
+    """
+
+    def __init__(self, controlnets: Sequence[ControlNetModel]) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(controlnets)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the first network's weights."""
+        return next(self.parameters()).dtype
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float,
+        encoder_hidden_states: Tensor,
+        controlnet_cond: Sequence[Tensor],
+        conditioning_scale: Sequence[float],
+        **kwargs: Any,
+    ) -> tuple[list[Tensor], Tensor]:
+        """As `ControlNetModel.forward`, with a picture and a strength for each network."""
+        down: list[Tensor] = []
+        mid: Any = None
+        kwargs = {**kwargs, "return_dict": False}
+        for picture, scale, net in zip(
+            controlnet_cond, conditioning_scale, self.nets, strict=False
+        ):
+            own, own_mid = net(sample, timestep, encoder_hidden_states, picture, scale, **kwargs)
+            down = [a + b for a, b in zip(down, own, strict=True)] if down else own
+            mid = own_mid if mid is None else mid + own_mid
+        return down, mid
+
+    def save_pretrained(self, save_directory: str | PathLike[str], **kwargs: Any) -> None:
+        """Write the networks into folders: ``save_directory``, then with ``_1``, ``_2``, ..."""
+        for index, net in enumerate(self.nets):
+            assert isinstance(net, ControlNetModel)
+            net.save_pretrained(f"{save_directory}{f'_{index}' if index else ''}", **kwargs)
+
+
+def _skip_widths(config: ControlNetConfig) -> Iterator[int]:
+    """The width of every skip, in order."""
+    yield config.block_out_channels[0]
+    for number, width in zip(count(1), config.block_out_channels, strict=False):
+        resized = number < len(config.block_out_channels)
+        yield from (width,) * (config.layers_per_block + resized)
+
+
+def _zero(layer: nn.Conv2d) -> nn.Conv2d:
+    """A layer that adds nothing until it is trained."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
