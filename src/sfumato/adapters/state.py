@@ -105,6 +105,9 @@ class _Held:
 
 _held: ContextVar[Mapping[AdapterState, _Held]] = ContextVar("held", default=MappingProxyType({}))
 
+#: Parts of the paths of layers that trainable adapters and IP-Adapters bring.
+_BROUGHT = (".lora_", ".processor.", ".image_projection_layers.")
+
 #: Where a network keeps its state.
 ATTRIBUTE = "_adapters"
 
@@ -115,11 +118,11 @@ def state_of(network: nn.Module) -> AdapterState | None:
 
 
 def layers_of(network: nn.Module) -> dict[str, nn.Module]:
-    """All layers that take adapters, by path."""
+    """All layers that take adapters, by path; not those that adapters of any kind brought."""
     return {
         path: layer
         for path, layer in network.named_modules()
-        if can_adapt(layer) and ".lora_" not in path
+        if can_adapt(layer) and not any(part in path for part in _BROUGHT)
     }
 
 

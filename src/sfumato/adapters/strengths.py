@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -47,12 +47,20 @@ def check_number(value: Any, label: str = "The strength of an adapter") -> float
     return number
 
 
-def resolve(strength: Strength | None, paths: Iterable[str]) -> Callable[[str], float]:
+def resolve(
+    strength: Any,
+    paths: Iterable[str],
+    *,
+    default: float = 1.0,
+    read: Callable[..., Any] = check_number,
+) -> Callable[[str], Any]:
     """A function from a layer's path to its strength.
 
     Args:
         strength: a number, a dictionary of blocks, or None for 1.
         paths: all layers of the network, which tell what blocks there are.
+        default: the strength of what a dictionary does not mention.
+        read: checks a single strength, ``(value, label) -> value``.
 
     Raises:
         InputError: a number is wrong, or there is no such block.
@@ -60,9 +68,9 @@ def resolve(strength: Strength | None, paths: Iterable[str]) -> Callable[[str], 
     if strength is None:
         return lambda path: 1.0
     if not isinstance(strength, Mapping):
-        number = check_number(strength)
+        number = read(strength)
         return lambda path: number
-    depths = _depths(paths)
+    depths, settings = _depths(paths), (default, read)
     for key in strength:
         if key not in ("down", "mid", "up"):
             raise InputError(
@@ -72,15 +80,12 @@ def resolve(strength: Strength | None, paths: Iterable[str]) -> Callable[[str], 
     table = {
         (half, block, layer): number
         for half in ("down", "up")
-        for block, numbers in _blocks(half, strength.get(half, 1.0), depths[half]).items()
+        for block, numbers in _blocks(half, strength.get(half, default), depths[half], settings)
         for layer, number in enumerate(numbers)
     }
-    middle = strength.get("mid", 1.0)
-    if isinstance(middle, Sequence) and not isinstance(middle, str) and len(middle) == 1:
-        middle = middle[0]
-    mid = check_number(middle, "The strength for 'mid'")
+    (mid,) = _numbers("mid", strength.get("mid", default), 1, read)
 
-    def at(path: str) -> float:
+    def at(path: str) -> Any:
         if found := _LAYER.match(path):
             return table.get((found[1], int(found[2]), int(found[4])), 1.0)
         return mid if path.startswith("mid_block.attentions.") else 1.0
@@ -99,9 +104,12 @@ def _depths(paths: Iterable[str]) -> dict[str, dict[int, int]]:
     return depths
 
 
-def _blocks(half: str, strength: Any, depths: Mapping[int, int]) -> dict[int, list[float]]:
+def _blocks(
+    half: str, strength: Any, depths: Mapping[int, int], settings: tuple[float, Callable[..., Any]]
+) -> Iterator[tuple[int, list[Any]]]:
+    default, read = settings
     if not isinstance(strength, Mapping):
-        return {block: _numbers(half, strength, depth) for block, depth in depths.items()}
+        strength = {f"block_{block}": strength for block in depths}
     known = {f"block_{block}": block for block in depths}
     for key in strength:
         if key not in known:
@@ -109,18 +117,14 @@ def _blocks(half: str, strength: Any, depths: Mapping[int, int]) -> dict[int, li
                 f"Can't set a strength for '{half}.{str(key)[:40]}': the blocks with attention are "
                 f"{', '.join(sorted(known)) or 'none'} there."
             )
-    return {
-        block: _numbers(f"{half}.{key}", strength.get(key, 1.0), depths[block])
-        for key, block in known.items()
-    }
+    for key, block in known.items():
+        yield block, _numbers(f"{half}.{key}", strength.get(key, default), depths[block], read)
 
 
-def _numbers(label: str, strength: Any, depth: int) -> list[float]:
+def _numbers(label: str, strength: Any, depth: int, read: Callable[..., Any]) -> list[Any]:
     label = f"The strength for '{label}'"
     if not isinstance(strength, Sequence) or isinstance(strength, str):
-        return [check_number(strength, label)] * depth
+        return [read(strength, label)] * depth
     if len(strength) not in (1, depth):
         raise InputError(f"{label} has {len(strength)} numbers for {depth} layers.")
-    return [
-        check_number(s, label) for s in (strength if len(strength) > 1 else [strength[0]] * depth)
-    ]
+    return [read(s, label) for s in (strength if len(strength) > 1 else [strength[0]] * depth)]

@@ -7,12 +7,14 @@ the network, where `detach` finds it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from sfumato.adapters import network
 from sfumato.errors import AdapterError, InputError
 from sfumato.models.attention import Attention
 from sfumato.models.image_projections import MultiIPAdapterImageProjection
@@ -30,11 +32,12 @@ _PROJECTIONS = "encoder_hid_proj.image_projection_layers."
 
 @dataclass(frozen=True, eq=False)
 class _Before:
-    """What `attach` found."""
+    """What `attach` found, and the names of the LoRAs that came with the adapters."""
 
     config: UNet2DConditionConfig
     text_projection: nn.Module | None
     processors: Mapping[str, AttentionProcessor]
+    loras: tuple[str, ...]
 
 
 def cross_attention_layers(unet: nn.Module) -> dict[str, Attention]:
@@ -80,6 +83,7 @@ def attach(
     unet: UNet2DConditionModel,
     projections: Sequence[nn.Module],
     processors: Mapping[str, IPAdapterAttnProcessor2_0],
+    loras: Sequence[str] = (),
 ) -> None:
     """Give a UNet adapters, in place of any that it has.
 
@@ -87,6 +91,7 @@ def attach(
         unet: see `require_suitable`.
         projections: one per adapter.
         processors: path of each cross-attention layer -> its processor, with all adapters in it.
+        loras: names of LoRAs that are taken off with the adapters.
     """
     place = {"device": unet.device, "dtype": unet.dtype}
     projection = MultiIPAdapterImageProjection(projections).to(**place).train(unet.training)
@@ -98,6 +103,7 @@ def attach(
         unet.config,
         unet.encoder_hid_proj,
         {path: layer.get_processor() for path, layer in layers.items()},
+        tuple(loras),
     )
     unet.__dict__[ATTRIBUTE] = before
     for path, layer in layers.items():
@@ -131,7 +137,31 @@ def detach(unet: UNet2DConditionModel) -> bool:
     del unet.encoder_hid_proj, unet.text_encoder_hid_proj
     unet.encoder_hid_proj, unet.text_encoder_hid_proj = before.text_projection, None
     unet.config = before.config
+    network.remove(unet, before.loras)
     return True
+
+
+@contextmanager
+def all_or_nothing(unet: UNet2DConditionModel) -> Iterator[None]:
+    """When the block raises, the UNet has the adapters and LoRAs again that it had before it."""
+    layers = cross_attention_layers(unet)
+    processors = {path: layer.get_processor() for path, layer in layers.items()}
+    names = ("encoder_hid_proj", "text_encoder_hid_proj", "config")
+    kept = {name: getattr(unet, name) for name in names}
+    before = unet.__dict__.get(ATTRIBUTE)
+    with network.all_or_nothing([unet]):
+        try:
+            yield
+        except BaseException:
+            for path, layer in layers.items():
+                layer.set_processor(processors[path])
+            del unet.encoder_hid_proj, unet.text_encoder_hid_proj
+            for name, value in kept.items():
+                setattr(unet, name, value)
+            unet.__dict__.pop(ATTRIBUTE, None)
+            if before is not None:
+                unet.__dict__[ATTRIBUTE] = before
+            raise
 
 
 def has_adapters(unet: Any) -> bool:

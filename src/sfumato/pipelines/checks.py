@@ -141,7 +141,7 @@ def check_prompts(
 def check_embedding_width(name: str, value: Tensor | None, unet_config: Any) -> None:
     """The last axis of embeddings against what the UNet attends to."""
     wanted = getattr(unet_config, "cross_attention_dim", None)
-    projected = getattr(unet_config, "encoder_hid_dim_type", None) is not None
+    projected = getattr(unet_config, "encoder_hid_dim", None) is not None
     if projected or not isinstance(wanted, int) or not isinstance(value, Tensor):
         return
     if value.ndim == 3 and value.shape[-1] != wanted:

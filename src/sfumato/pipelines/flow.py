@@ -25,7 +25,7 @@ from sfumato.diffusion.foreign import SchedulerRun
 from sfumato.diffusion.guidance import ClassifierFree, Guidance
 from sfumato.diffusion.run import Solver
 from sfumato.errors import InputError
-from sfumato.pipelines import prompting, seeding, stages
+from sfumato.pipelines import ip_adapter, prompting, seeding, stages
 from sfumato.pipelines.prompting import Wording
 from sfumato.pipelines.request import Request
 from sfumato.pipelines.watch import Watcher
@@ -281,7 +281,7 @@ def _denoise(drawing: Drawing, pieces: tuple[Piece, ...], conditions: dict[str, 
             encoder_hidden_states=context,
             cross_attention_kwargs=pipeline.cross_attention_kwargs,
             return_dict=False,
-            **conditions,
+            **ip_adapter.for_rows(conditions, len(x)),
             **inputs,
         )[0]
 

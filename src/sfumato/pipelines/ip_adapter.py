@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import InputError
+from sfumato.models.image_projections import fitting_embeds
+from sfumato.models.ip_adapter import projections_of
 
 
 def encode_image(
@@ -37,6 +39,11 @@ def encode_image(
             hint="Load an IP-Adapter, or pass `ip_adapter_image_embeds`.",
         )
     if not isinstance(image, Tensor):
+        if feature_extractor is None:
+            raise InputError(
+                "A picture as prompt needs a `feature_extractor`, but the pipeline has none.",
+                hint="Load an IP-Adapter with `load_ip_adapter`, or pass a tensor of pixel values.",
+            )
         image = feature_extractor(image, return_tensors="pt").pixel_values
     dtype = next(image_encoder.parameters()).dtype
     image = image.to(device=device, dtype=dtype)
@@ -58,15 +65,34 @@ def adapters_of(unet: Any) -> list[Any]:
     Raises:
         InputError: when it has none.
     """
-    projection = getattr(unet, "encoder_hid_proj", None)
-    layers = getattr(projection, "image_projection_layers", None)
+    layers = projections_of(unet)
     if not layers:
         raise InputError(
             "`ip_adapter_image` and `ip_adapter_image_embeds` need an IP-Adapter, but none is"
             " loaded in the UNet.",
             hint="Load one first, or leave out these arguments.",
         )
-    return list(layers)
+    return layers
+
+
+def require_none(unet: Any) -> None:
+    """Raise `InputError` when a UNet has an IP-Adapter, for a call without pictures."""
+    if projections_of(unet):
+        raise InputError(
+            "An IP-Adapter is loaded, so the call needs `ip_adapter_image` or"
+            " `ip_adapter_image_embeds`.",
+            hint="To draw without pictures, call `unload_ip_adapter`, or give any picture after"
+            " `set_ip_adapter_scale(0)`.",
+        )
+
+
+def for_rows(conditions: dict[str, Any], rows: int) -> dict[str, Any]:
+    """What the UNet gets in every step, for a batch that a callback halved by ending guidance."""
+    added = conditions.get("added_cond_kwargs")
+    if not added:
+        return conditions
+    embeds = [value[-rows:] for value in added["image_embeds"]]
+    return {**conditions, "added_cond_kwargs": {"image_embeds": embeds}}
 
 
 def image_prompt(
@@ -93,7 +119,7 @@ def image_prompt(
     layers = adapters_of(pipeline.unet)
     pairs: list[tuple[Tensor | None, Tensor]] = []
     if embeds is not None:
-        for value in embeds:
+        for value in _checked_embeds(embeds, layers, do_classifier_free_guidance):
             negative, positive = value.chunk(2) if do_classifier_free_guidance else (None, value)
             pairs.append((negative, positive))
     else:
@@ -116,3 +142,21 @@ def image_prompt(
         torch.cat([torch.cat([half] * num_images_per_prompt) for half in pair]).to(device)
         for pair in halves
     ]
+
+
+def _checked_embeds(embeds: list[Tensor], layers: list[Any], guided: bool) -> list[Tensor]:
+    if len(embeds) != len(layers):
+        raise InputError(
+            "`ip_adapter_image_embeds` must have same length as the number of IP Adapters. Got"
+            f" {len(embeds)} tensors and {len(layers)} IP Adapters."
+        )
+    for value, layer in zip(embeds, layers, strict=True):
+        if hasattr(layer, "input_ndim"):  # one of this package
+            fitting_embeds(layer, value)
+        if guided and len(value) % 2:
+            raise InputError(
+                f"`ip_adapter_image_embeds` has {len(value)} rows, but with guidance there have to"
+                " be two halves: for no picture, and for the picture.",
+                hint="`prepare_ip_adapter_image_embeds` makes both.",
+            )
+    return embeds

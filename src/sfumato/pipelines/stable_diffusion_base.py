@@ -28,6 +28,7 @@ from sfumato.pipelines import checks, ip_adapter, repairs, stages
 from sfumato.pipelines.base import DiffusionPipeline
 from sfumato.pipelines.call import CallState, OfCall
 from sfumato.pipelines.image_processor import VaeImageProcessor
+from sfumato.pipelines.ip_adapter_methods import IPAdapterMixin
 from sfumato.pipelines.output import StableDiffusionPipelineOutput
 from sfumato.pipelines.request import OWN_KEYWORDS
 from sfumato.pipelines.textual_inversion import TextualInversionLoaderMixin
@@ -38,7 +39,10 @@ logger = logging.getLogger(__name__)
 
 
 class StableDiffusionBase(
-    DiffusionPipeline, TextualInversionLoaderMixin, StableDiffusionLoraLoaderMixin
+    DiffusionPipeline,
+    TextualInversionLoaderMixin,
+    StableDiffusionLoraLoaderMixin,
+    IPAdapterMixin,
 ):
     """Base of the pipelines that draw with a text encoder, a UNet and an autoencoder.
 
@@ -252,6 +256,8 @@ class StableDiffusionBase(
                 image, image_embeds, device, batch_size, self.do_classifier_free_guidance
             )
             conditions["added_cond_kwargs"] = {"image_embeds": embeds}
+        else:
+            ip_adapter.require_none(self.unet)
         width = getattr(self.unet.config, "time_cond_proj_dim", None)
         if width is not None:
             w = torch.tensor(self.guidance_scale - 1).repeat(batch_size)
