@@ -11,7 +11,7 @@ import torch
 from sfumato.adapters import network as functions
 from sfumato.adapters.files import AdapterFile
 from sfumato.adapters.loading import load
-from sfumato.adapters.network import all_or_nothing, fuse, remove, unfuse
+from sfumato.adapters.network import all_or_nothing, fuse, remove, set_enabled, unfuse
 from sfumato.adapters.state import adapters_of
 from sfumato.errors import InputError
 from tests.adapters.acting import TEXT, X, distance, out, put
@@ -102,11 +102,15 @@ def test_the_text_encoder_takes_adapters_and_so_does_an_oracles() -> None:
 
 def test_adapters_and_fused_projections_do_not_mix(unet: Any) -> None:
     put(unet, "a")
+    with pytest.raises(InputError, match="fuse_lora"):  # it would no longer act
+        unet.fuse_qkv_projections()
+    set_enabled(unet, False)
     unet.fuse_qkv_projections()
     for action in (lambda: fuse(unet), lambda: put(unet, "b")):
         with pytest.raises(InputError, match="unfuse_qkv_projections"):
             action()
     unet.unfuse_qkv_projections()
+    set_enabled(unet, True)
     fuse(unet)
     expected = out(unet)
     unet.fuse_qkv_projections()

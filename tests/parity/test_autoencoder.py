@@ -58,6 +58,7 @@ def test_a_random_autoencoder_encodes_and_decodes_as_diffusers(seed: int) -> Non
     for network in (oracle, ours):
         network.use_tiling, network.use_slicing = tiling, slicing
         network.tile_overlap_factor = overlap
+    ours.blend_tiles = True
     # The last tile may be narrow, but has to reach the lowest resolution.
     stride = int(config["sample_size"] * (1 - overlap))
     least = max(factor, 4)
@@ -122,6 +123,7 @@ def test_latents_are_drawn_with_the_same_random_numbers(per_image: bool) -> None
 @torch.no_grad()
 def test_the_tile_functions_are_those_of_diffusers() -> None:
     oracle, ours = make_pair(SMALL)
+    ours.enable_tiling(blend=True)
     image = torch.randn(1, 3, 40, 28)
     expected = oracle.tiled_encode(image).latent_dist.mean
     assert relative_error(ours.tiled_encode(image).latent_dist.mean, expected) < 1e-5
@@ -132,6 +134,26 @@ def test_the_tile_functions_are_those_of_diffusers() -> None:
         for name in ("blend_v", "blend_h"):
             expected = getattr(oracle, name)(a.clone(), b.clone(), extent)
             assert torch.equal(getattr(ours, name)(a, b, extent), expected)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@torch.no_grad()
+def test_tiles_are_nearer_to_the_whole_picture_than_those_of_diffusers(seed: int) -> None:
+    rng = random.Random(seed)
+    config = random_config(rng)
+    factor = 2 ** (len(config["block_out_channels"]) - 1)
+    oracle, ours = make_pair({**config, "sample_size": 4 * factor}, seed)
+    image = torch.randn(rng.choice([1, 2]), config["in_channels"], 7 * factor, 5 * factor)
+    latents = torch.randn_like(oracle.encode(image).latent_dist.mean)
+    whole = oracle.encode(image).latent_dist.parameters, oracle.decode(latents).sample
+    errors = []
+    for network in (ours, oracle):
+        network.enable_tiling()
+        tiled = network.encode(image).latent_dist.parameters, network.decode(latents).sample
+        errors.append([relative_error(*pair) for pair in zip(tiled, whole, strict=True)])
+    for error, error_of_diffusers in zip(*errors, strict=True):
+        assert error < 1e-5
+        assert error_of_diffusers > 1000 * error
 
 
 @torch.no_grad()

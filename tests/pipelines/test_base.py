@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import logging
+import sys
+import types
 from typing import Any
 
 import numpy as np
@@ -12,7 +15,8 @@ import torch
 from torch import nn
 
 from sfumato.errors import InputError, MissingDependencyError, UnknownKeywordError
-from sfumato.pipelines import placement, xformers
+from sfumato.models.xformers_attention import XFormersAttnProcessor
+from sfumato.pipelines import placement
 from sfumato.pipelines.base import DiffusionPipeline
 from sfumato.pipelines.stable_diffusion import StableDiffusionPipeline
 from tests.pipelines.tiny import seeded, tiny_parts, tiny_pipeline, tiny_scheduler, tiny_unet
@@ -259,30 +263,67 @@ def test_fusing_needs_an_autoencoder_that_can() -> None:
 
 def test_xformers_is_refused_where_it_cannot_work(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = tiny_pipeline()
-    monkeypatch.setattr(xformers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match="xformers is not installed"):
         pipe.enable_xformers_memory_efficient_attention()
-    monkeypatch.setattr(xformers.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match=r"torch\.cuda\.is_available\(\) should be True"):
+        pipe.unet.enable_xformers_memory_efficient_attention()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "xformers.ops", None)
+    with pytest.raises(MissingDependencyError, match="does not load"):
         pipe.enable_xformers_memory_efficient_attention()
     pipe.disable_xformers_memory_efficient_attention()
 
 
-def test_xformers_is_passed_on_to_networks_that_know_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_xformers_computes_where_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     class Foreign(nn.Module):
         calls: list[Any] = []  # noqa: RUF012
 
         def set_use_memory_efficient_attention_xformers(self, valid: bool, op: Any) -> None:
             self.calls.append((valid, op))
 
-    pipe = tiny_pipeline()
-    pipe.vae = Foreign()
-    monkeypatch.setattr(xformers.importlib.util, "find_spec", lambda name: object())
+    ops: list[Any] = []
+
+    def attention(q: Any, k: Any, v: Any, attn_bias: Any, op: Any, scale: float) -> Any:
+        """xformers' function; tokens come before heads."""
+        ops.append(op)
+        assert attn_bias is None or attn_bias.stride(-2) % 8 == 0
+        heads = (t.transpose(1, 2) for t in (q, k, v))
+        mixed = nn.functional.scaled_dot_product_attention(*heads, attn_mask=attn_bias, scale=scale)
+        return mixed.transpose(1, 2)
+
+    module = types.ModuleType("xformers.ops")
+    module.memory_efficient_attention = attention  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "xformers", types.ModuleType("xformers"))
+    monkeypatch.setitem(sys.modules, "xformers.ops", module)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    pipe = tiny_pipeline()
+    plain = _latents(pipe)
+    assert not ops
+    pipe.safety_checker = Foreign()
     pipe.enable_xformers_memory_efficient_attention("op")
-    pipe.disable_xformers_memory_efficient_attention()
-    assert Foreign.calls == [(True, "op"), (False, None)]
+    assert type(pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1.processor) is (
+        XFormersAttnProcessor
+    )
+    pipe.safety_checker = None
+    assert torch.allclose(_latents(pipe), plain, atol=1e-5)
+    assert set(ops) == {"op"}
+    masked: dict[str, Any] = {
+        "sample": torch.randn(2, 4, 8, 8),
+        "timestep": 3,
+        "encoder_hidden_states": torch.randn(2, 7, 32),
+        "encoder_attention_mask": torch.tensor([[1] * 4 + [0] * 3] * 2),
+    }
+    with torch.no_grad():
+        ours = pipe.unet(**masked).sample
+        pipe.disable_xformers_memory_efficient_attention()
+        assert torch.allclose(ours, pipe.unet(**masked).sample, atol=1e-5)
+    assert torch.equal(_latents(pipe), plain)
+    assert Foreign.calls == [(True, "op")]
 
 
 @pytest.mark.parametrize("name", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])

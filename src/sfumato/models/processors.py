@@ -94,7 +94,8 @@ class AttnProcessor(AttnProcessor2_0):
 class SlicedAttnProcessor(AttnProcessor2_0):
     """Attention over at most ``slice_size`` pairs of image and head at a time.
 
-    The largest temporary is ``slice_size * L * S`` scores, however large the batch.
+    Where torch has no kernel that works without holding the scores, they are ``slice_size * L * S``
+    numbers at a time, however large the batch. Where it has one, slices cost no time either.
     """
 
     def __init__(self, slice_size: int) -> None:
@@ -108,6 +109,6 @@ class SlicedAttnProcessor(AttnProcessor2_0):
         parts = []
         for start in range(0, q.shape[0], self.slice_size):
             part = slice(start, start + self.slice_size)
-            part_bias = None if bias is None else bias[part]
-            parts.append(plain_attention(q[part], k[part], v[part], part_bias, scale))
+            part_bias = None if bias is None else bias[part][None]
+            parts.append(sdpa(q[part][None], k[part][None], v[part][None], part_bias, scale)[0])
         return torch.cat(parts).view(shape)

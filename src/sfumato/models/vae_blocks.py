@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sfumato.models.attention import Attention
 from sfumato.models.layers import Downsample2D, ResnetBlock2D, Upsample2D
+from sfumato.models.vae_in_bands import decode_in_bands, encode_in_bands
 
 #: The autoencoder's group norms all use this epsilon; the UNet's do not.
 EPS = 1e-6
@@ -101,6 +102,7 @@ class Encoder(nn.Module):
     """Images ``(N, in_channels, H, W)`` to moments ``(N, 2 * latent_channels, H/f, W/f)``.
 
     ``config`` is an `AutoencoderKLConfig`; f is 2 to the power of the number of stages less one.
+    With ``band_pixels`` the picture is taken in bands of about so many pixels, to save memory.
     """
 
     def __init__(self, config: Any) -> None:
@@ -128,7 +130,9 @@ class Encoder(nn.Module):
         self.conv_act = nn.SiLU()
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, band_pixels: int | None = None) -> Tensor:
+        if band_pixels is not None:
+            return encode_in_bands(self, x, band_pixels)
         x = self.conv_in(x)
         for block in self.down_blocks:
             x = block(x)
@@ -137,7 +141,10 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents ``(N, latent_channels, h, w)`` to images ``(N, out_channels, h*f, w*f)``."""
+    """Latents ``(N, latent_channels, h, w)`` to images ``(N, out_channels, h*f, w*f)``.
+
+    ``band_pixels`` as for the `Encoder`.
+    """
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -164,7 +171,9 @@ class Decoder(nn.Module):
         self.conv_act = nn.SiLU()
         self.conv_out = nn.Conv2d(widths[-1], config.out_channels, 3, padding=1)
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, band_pixels: int | None = None) -> Tensor:
+        if band_pixels is not None:
+            return decode_in_bands(self, z, band_pixels)
         x = self.mid_block(self.conv_in(z))
         # The upper half may run in float32 while the rest is 16-bit (`upcast_vae`).
         x = x.to(next(self.up_blocks.parameters()).dtype)
