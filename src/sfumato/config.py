@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, ClassVar, NoReturn, Self
 
-from sfumato.errors import ConfigError, did_you_mean
+from sfumato.errors import ConfigError, did_you_mean, printable
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +58,8 @@ def report_unknown(owner: str, keys: Iterable[str], known: Iterable[str]) -> Non
     """
     unknown = sorted(str(key) for key in keys if not str(key).startswith("_"))
     for key in unknown[:_MOST_REPORTED]:
-        shown = ascii(key[:80])[1:-1]
         close = did_you_mean(key[:80], known)
+        shown = printable(key)
         logger.warning("%s: the setting '%s' is unknown and has no effect.%s", owner, shown, close)
     if len(unknown) > _MOST_REPORTED:
         logger.warning("%s: so are %d others.", owner, len(unknown) - _MOST_REPORTED)
@@ -147,7 +147,9 @@ def require_int(config: Config, name: str, low: int, high: int) -> None:
 def check_int(label: str, value: object, low: int, high: int) -> None:
     """Raise `ConfigError` unless ``value`` is an ``int`` (not ``bool``) in ``low..high``."""
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise ConfigError(f"`{label}` has to be an integer from {low} to {high} but is {value!r}.")
+        raise ConfigError(
+            f"`{label}` has to be an integer from {low} to {high} but is {value!r:.80}."
+        )
 
 
 def check_choice(label: str, value: object, allowed: tuple[object, ...]) -> None:

@@ -21,12 +21,35 @@ derive from the built-in error that users of diffusers would catch in the same p
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+#: Letters of a message.
+_LONGEST = 4000
+
+#: Control characters but for the line break, half surrogates, and what turns text around.
+_UNPRINTABLE = re.compile("[\0-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return ascii(found[0])[1:-1]
+
+
+def printable(value: object, limit: int = 80) -> str:
+    """Text from a file as messages and logs show it: cut, on one line, nothing but letters.
+
+    >>> printable("a\\nb\\x1b[2J")
+    'a\\\\nb\\\\x1b[2J'
+    """
+    return _UNPRINTABLE.sub(_escaped, str(value)[:limit]).replace("\n", "\\n")
 
 
 class SfumatoError(Exception):
     """Base of all errors raised on purpose.
+
+    What a message quotes may come from a stranger's file: control characters are escaped, and
+    what is longer than any message should be is cut.
 
     Args:
         message: what is wrong and what is allowed.
@@ -37,6 +60,9 @@ class SfumatoError(Exception):
     """
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
+        message = _UNPRINTABLE.sub(_escaped, message)
+        if len(message) > _LONGEST:
+            message = f"{message[: _LONGEST - 100]} … {message[-90:]}"
         super().__init__(f"{message} {hint}" if hint else message)
         self.message = message
         self.hint = hint

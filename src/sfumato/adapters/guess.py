@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 
 from sfumato.checkpoints.recognise import what_weights_look_like
+from sfumato.errors import printable
 
 #: Width of the text tokens that cross-attention reads -> the model that has it.
 _WIDTHS = {
@@ -44,7 +45,9 @@ def what_adapter_looks_like(tensors: Mapping[str, Tensor]) -> str | None:
 
 def listed(reasons: Mapping[str, str], limit: int) -> str:
     """Names and why, one per line, at most ``limit`` lines."""
-    lines = [f"\n  {name[:200]}: {reason}" for name, reason in _first(reasons.items(), limit)]
+    lines = [
+        f"\n  {printable(name, 200)}: {reason}" for name, reason in _first(reasons.items(), limit)
+    ]
     more = len(reasons) - len(lines)
     return "".join(lines) + (f"\n  and {more} more" if more else "")
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from sfumato.checkpoints.recognise import what_weights_look_like
-from sfumato.errors import CheckpointError, WeightsMismatchError
+from sfumato.errors import CheckpointError, WeightsMismatchError, printable
 from sfumato.models.legacy import rename_legacy_keys
 
 logger = logging.getLogger(__name__)
@@ -135,6 +135,6 @@ def tied_names(model: nn.Module) -> list[list[str]]:
 
 
 def _joined(some: list[str], all_of_them: list[str]) -> str:
-    text = "; ".join(name[:160] for name in some)
+    text = "; ".join(printable(name, 160) for name in some)
     more = len(all_of_them) - len(some)
     return f"{text}; and {more} more" if more else text

@@ -170,7 +170,7 @@ def _check_float(label: str, value: object, low: float, high: float) -> None:
     ok = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
     if not ok:  # which a NaN is not either
         raise ConfigError(
-            f"`{label}` has to be a number from {low:g} to {high:g} but is {value!r}."
+            f"`{label}` has to be a number from {low:g} to {high:g} but is {value!r:.80}."
         )
 
 

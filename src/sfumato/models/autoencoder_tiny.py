@@ -91,7 +91,7 @@ class AutoencoderTinyConfig(Config):
             if not isinstance(count, int) or not 0 <= count <= checks.MAX_LAYERS:
                 raise ConfigError(
                     f"`{checks.label(self, blocks)}` has to hold integers from 0 to "
-                    f"{checks.MAX_LAYERS} but holds {str(count)[:40]}."
+                    f"{checks.MAX_LAYERS} but holds {count!r:.40}."
                 )
         checks.check_size(self, 27 * self[channels][0] ** 2 * sum(self[blocks]))
 

@@ -34,7 +34,7 @@ def check_flags(config: Config, names: Iterable[str]) -> None:
         value = config[name]
         if not all(isinstance(v, bool) for v in (value if isinstance(value, tuple) else [value])):
             raise ConfigError(
-                f"`{label(config, name)}` has to be true or false but is {config[name]!r}."
+                f"`{label(config, name)}` has to be true or false but is {config[name]!r:.80}."
             )
 
 
@@ -45,7 +45,7 @@ def check_number(config: Config, name: str, low: float, high: float) -> None:
     if not is_number or not low <= value <= high:  # which no NaN does
         raise ConfigError(
             f"`{label(config, name)}` has to be a number from {low:g} to {high:g} "
-            f"but is {str(value)[:80]}."
+            f"but is {value!r:.80}."
         )
 
 
@@ -55,7 +55,7 @@ def check_tuple(config: Config, name: str, length: int | None = None) -> None:
     if not isinstance(value, tuple) or not 1 <= len(value) <= MAX_BLOCKS:
         raise ConfigError(
             f"`{label(config, name)}` has to be a list of 1 to {MAX_BLOCKS} entries "
-            f"but is {str(value)[:80]}."
+            f"but is {value!r:.80}."
         )
     if length is not None and len(value) != length:
         raise ConfigError(

@@ -76,7 +76,7 @@ class CLIPImageProcessorConfig(Config):
             for value in values:
                 number = isinstance(value, int | float) and abs(value) < math.inf
                 if not number or (name == "image_std" and value == 0):
-                    raise ConfigError(f"`{label(self, name)}` holds {str(value)[:40]}.")
+                    raise ConfigError(f"`{label(self, name)}` holds {value!r:.40}.")
 
     def _standardise(self, name: str, sides: tuple[str, ...]) -> None:
         """A size as a dictionary; a single number is taken for the given sides."""

@@ -30,7 +30,7 @@ from sfumato.checkpoints.png import SIGNATURE, read_texts
 from sfumato.checkpoints.tensors import read_safetensors
 from sfumato.checkpoints.torch_file import ZIP_START, read_torch_file, table_of
 from sfumato.checkpoints.torch_rebuild import StoredTensor
-from sfumato.errors import CheckpointError, InputError
+from sfumato.errors import CheckpointError, InputError, printable
 
 _WANTED = Wanted(stems=("learned_embeds",))
 
@@ -142,7 +142,7 @@ def _from_content(
     elif len(table) == 1:
         token, value = next(iter(table.items()))
     else:
-        keys = ", ".join(str(key)[:40] for key in list(table)[:5]) or "nothing"
+        keys = ", ".join(printable(key, 40) for key in list(table)[:5]) or "nothing"
         raise InputError(
             f"Loaded state dictionary is incorrect: {where} holds {keys}. The state dictionary of a"
             " textual embedding either only has a single key or includes the `string_to_param`"

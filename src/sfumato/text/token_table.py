@@ -271,7 +271,7 @@ def _special(token: str | AddedToken, normalized: bool) -> AddedToken:
 def check_side(name: str, value: str) -> str:
     """Return ``value``, or raise `InputError` unless it is a side."""
     if value not in ("right", "left"):
-        raise InputError(f"`{name}` has to be 'right' or 'left' but is {value!r}.")
+        raise InputError(f"`{name}` has to be 'right' or 'left' but is {value!r:.80}.")
     return value
 
 
