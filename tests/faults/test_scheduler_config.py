@@ -163,7 +163,7 @@ def test_a_configuration_cannot_be_changed_in_place() -> None:
         config["use_karras_sigmas"] = True
     with pytest.raises(TypeError, match="from_config"):
         config.use_karras_sigmas = True
-    with pytest.raises(AttributeError, match="no field 'nothing'"):
+    with pytest.raises(AttributeError, match="no entry 'nothing'"):
         _ = config.nothing
 
 

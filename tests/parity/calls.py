@@ -30,6 +30,8 @@ def scheduler_fields(rng: random.Random, name: str) -> dict[str, Any]:
     if name == "DPMSolverMultistepScheduler":
         wishes["algorithm_type"] = rng.choice(["dpmsolver++", "sde-dpmsolver++"])
         wishes["solver_order"] = rng.choice([1, 2, 2, 3])
+    if name == "DPMSolverSDEScheduler":
+        wishes["noise_sampler_seed"] = rng.randrange(100)
     return {key: value for key, value in wishes.items() if key in known}
 
 

@@ -253,9 +253,9 @@ def test_a_pipeline_with_components_of_the_other_libraries_is_saved_by_them(tmp_
     )
 
 
-@pytest.mark.parametrize("name", CLASS_NAMES)
+@pytest.mark.parametrize("name", [name for name in CLASS_NAMES if hasattr(diffusers, name)])
 def test_every_scheduler_is_found_by_the_name_in_the_index(tmp_path: Path, name: str) -> None:
-    scheduler = getattr(diffusers, name)(beta_start=0.001, beta_end=0.01)
+    scheduler = getattr(diffusers, name)(num_train_timesteps=500)
     folder = tmp_path / "model"
     tiny_pipeline().save_pretrained(folder)
     shutil.rmtree(folder / "scheduler")
@@ -265,4 +265,4 @@ def test_every_scheduler_is_found_by_the_name_in_the_index(tmp_path: Path, name:
     (folder / "model_index.json").write_text(json.dumps(index))
     loaded = load_component(read_model_index(folder), "scheduler")
     assert type(loaded).__name__ == name
-    assert loaded.config["beta_end"] == 0.01
+    assert loaded.config["num_train_timesteps"] == 500

@@ -292,23 +292,12 @@ def kl_optimal_sigmas(low: float, high: float, n: int) -> Array:
     return np.tan(np.linspace(math.atan(high), math.atan(low), n))
 
 
-def ays_sigmas(low: float, high: float, n: int) -> Array:
-    """``n`` falling sigmas through the optimal eleven of Stable Diffusion 1 (arXiv:2404.14507).
-
-    They have ends of their own, and pay no heed to ``low`` and ``high``.
-    """
-    return np.exp(np.interp(np.linspace(0, 10, n), np.arange(11), np.log(AYS_SIGMAS)))
-
-
-#: Sigmas in which ten steps go furthest: "Align your steps", arXiv:2404.14507.
-AYS_SIGMAS = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)
 SIGMA_RAMPS: dict[str, Callable[[float, float, int], Array]] = {
     "karras": karras_sigmas,
     "exponential": exponential_sigmas,
     "polyexponential": polyexponential_sigmas,
     "beta": beta_sigmas,
     "kl_optimal": kl_optimal_sigmas,
-    "align_your_steps": ays_sigmas,
 }
 
 
@@ -327,11 +316,21 @@ def simple_sigmas(table: Array, n: int) -> Array:
     return table[-1 - (np.arange(n) * (len(table) / n)).astype(np.int64)]
 
 
-#: Schedules that pick from the training table.
+#: Sigmas in which ten steps go furthest: "Align your steps", arXiv:2404.14507.
+AYS_SIGMAS = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)
+
+
+def ays_sigmas(table: Array, n: int) -> Array:
+    """``n`` falling sigmas through `AYS_SIGMAS`, which are those of Stable Diffusion 1."""
+    return np.exp(np.interp(np.linspace(0, 10, n), np.arange(11), np.log(AYS_SIGMAS)))
+
+
+#: Schedules that know the levels of training.
 TABLE_SCHEDULES: dict[str, Callable[[Array, int], Array]] = {
     "uniform": uniform_sigmas,
     "sgm_uniform": sgm_uniform_sigmas,
     "simple": simple_sigmas,
+    "align_your_steps": ays_sigmas,
 }
 
 

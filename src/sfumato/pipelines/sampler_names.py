@@ -32,6 +32,7 @@ class Sampler:
         class_name: the scheduler class.
         aliases: other programs' names.
         options: configuration that makes the class this method.
+        settings: configuration besides, against defaults of the class that do not suit latents.
         own_schedules: names in `SCHEDULES` that the class can follow.
         k_name: k-diffusion's name of it; by that `K_CLASS` follows the other schedules.
         about: one line for a person who chooses.
@@ -41,6 +42,7 @@ class Sampler:
     class_name: str
     aliases: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
+    settings: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
     own_schedules: tuple[str, ...] = ()
     k_name: str | None = None
     about: str = ""
@@ -241,12 +243,14 @@ SAMPLERS: tuple[Sampler, ...] = (
     Sampler(
         name="DDIM",
         class_name="DDIMScheduler",
+        settings={"clip_sample": False},
         own_schedules=_SPACINGS,
         about="the classic; --eta adds noise",
     ),
     Sampler(
         name="DDPM",
         class_name="DDPMScheduler",
+        settings={"clip_sample": False},
         own_schedules=_SPACINGS,
         about="the original process, for many steps",
     ),
@@ -376,10 +380,10 @@ def scheduler_for(sampler: Sampler, schedule: Schedule | None) -> tuple[str, dic
     ('KDiffusionScheduler', {'sampler': 'euler', 'schedule': 'align_your_steps'})
     """
     if schedule is None:
-        return sampler.class_name, dict(sampler.options)
+        return sampler.class_name, {**sampler.options, **sampler.settings}
     if schedule.name not in sampler.own_schedules:
         return K_CLASS, {"sampler": sampler.k_name, "schedule": schedule.k_name}
-    options: dict[str, Any] = dict(sampler.options)
+    options: dict[str, Any] = {**sampler.options, **sampler.settings}
     if "Karras" in sampler.own_schedules:
         options |= dict.fromkeys(_SIGMA_SWITCHES, False)
     return sampler.class_name, options | schedule.options

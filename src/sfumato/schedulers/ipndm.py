@@ -13,7 +13,7 @@ from sfumato.diffusion import samplers
 from sfumato.diffusion.frame import as_trained
 from sfumato.diffusion.plan import Plan
 from sfumato.diffusion.schedule import Levels, Schedule
-from sfumato.errors import InputError
+from sfumato.errors import ConfigError, InputError
 from sfumato.schedulers.config import SchedulerConfig, checked_steps
 from sfumato.schedulers.stepped import SteppedScheduler, plain_step
 
@@ -30,6 +30,12 @@ class IPNDMConfig(SchedulerConfig):
     num_train_timesteps: int = 1000
     trained_betas: tuple[float, ...] | None = None
 
+    def validate(self) -> None:
+        super().validate()
+        betas = self.trained_betas
+        if betas is not None and not (len(betas) > 1 and all(0 <= beta <= 1 for beta in betas)):
+            raise ConfigError("`trained_betas` has to be two or more numbers between 0 and 1.")
+
 
 class IPNDMScheduler(SteppedScheduler[IPNDMConfig]):
     """Linear multistep steps on the noise of a ``v_prediction`` network (arXiv:2202.09778).
@@ -44,7 +50,7 @@ class IPNDMScheduler(SteppedScheduler[IPNDMConfig]):
     def _prepare(self) -> None:
         super()._prepare()
         betas = self._settings.trained_betas
-        self.set_timesteps(len(self) if betas is None else max(len(betas) - 1, 1))
+        self.set_timesteps(len(self) if betas is None else len(betas) - 1)
 
     def set_timesteps(
         self, num_inference_steps: int, device: str | torch.device | None = None

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from sfumato.diffusion.plan import Plan
-from sfumato.diffusion.samplers.named import NAMED
+from sfumato.diffusion.samplers.named import NAMED, Named
 from sfumato.diffusion.samplers.singlestep import orders_in_thirds
 from sfumato.diffusion.schedule import (
     SIGMA_RAMPS,
@@ -85,10 +85,13 @@ class KDiffusionScheduler(SigmaSpaceScheduler[KDiffusionConfig]):
 
     def _prepare(self) -> None:
         super()._prepare()
-        self._named = NAMED[self._settings.sampler]
         self.order = 2 if self._named.calls in ("ends", "middle", "lowered") else 1
         self.timesteps = torch.arange(len(self) - 1, -1, -1, dtype=torch.float32)
         self.sigmas = torch.from_numpy(np.append(self._sigma_table[::-1], 0.0)).float()
+
+    @property
+    def _named(self) -> Named:
+        return NAMED[self._settings.sampler]
 
     @property
     def init_noise_sigma(self) -> torch.Tensor:
