@@ -1,4 +1,4 @@
-"""What messages and logs quote of a hostile file: little, on one line, without control characters."""
+"""What messages and logs quote of a hostile file: little, on one line, no control characters."""
 
 from __future__ import annotations
 
@@ -99,10 +99,8 @@ READ: dict[str, Callable[[Path], Any]] = {
         }.items()
     },
     **{
-        f"{name} of a scheduler": lambda d, name=name: EulerDiscreteScheduler.from_config(
-            {name: BAD}
-        )
-        for name in ("prediction_type", "beta_schedule", "beta_start", "trained_betas", "sigma_min")
+        f"{key} of a scheduler": lambda d, key=key: EulerDiscreteScheduler.from_config({key: BAD})
+        for key in ("prediction_type", "beta_schedule", "beta_start", "trained_betas", "sigma_min")
     },
     "component": lambda d: StableDiffusionPipeline.from_pretrained(_index(d, **{BAD: ["a", "b"]})),
     "library": lambda d: StableDiffusionPipeline.from_pretrained(_index(d, unet=[BAD, "x"])),
