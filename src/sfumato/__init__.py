@@ -16,6 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sfumato.diffusion.denoise import denoise
+    from sfumato.diffusion.guidance_attention import (
+        PerturbedAttentionGuidance,
+        SelfAttentionGuidance,
+    )
+    from sfumato.diffusion.guidance_parts import (
+        CFGPlusPlus,
+        DynamicThresholding,
+        IntervalGuidance,
+        RescaleGuidance,
+    )
     from sfumato.errors import (
         AdapterError,
         CheckpointError,
@@ -93,6 +103,12 @@ __version__ = "0.1.0"
 
 #: Where each public name is at home.
 _MODULE_OF = {
+    "CFGPlusPlus": "sfumato.diffusion.guidance_parts",
+    "DynamicThresholding": "sfumato.diffusion.guidance_parts",
+    "IntervalGuidance": "sfumato.diffusion.guidance_parts",
+    "RescaleGuidance": "sfumato.diffusion.guidance_parts",
+    "PerturbedAttentionGuidance": "sfumato.diffusion.guidance_attention",
+    "SelfAttentionGuidance": "sfumato.diffusion.guidance_attention",
     "ImagePipelineOutput": "sfumato.pipelines.output",
     "MultiControlNetModel": "sfumato.models.controlnet",
     "ControlNetModel": "sfumato.models.controlnet",
@@ -172,6 +188,7 @@ __all__ = [
     "AutoencoderKL",
     "AutoencoderTiny",
     "BaseOutput",
+    "CFGPlusPlus",
     "CLIPFeatureExtractor",
     "CLIPImageProcessor",
     "CLIPTextModel",
@@ -195,6 +212,7 @@ __all__ = [
     "DPMSolverSinglestepScheduler",
     "DatasetError",
     "DiffusionPipeline",
+    "DynamicThresholding",
     "EDMDPMSolverMultistepScheduler",
     "EDMEulerScheduler",
     "EulerAncestralDiscreteScheduler",
@@ -205,6 +223,7 @@ __all__ = [
     "ImageError",
     "ImagePipelineOutput",
     "InputError",
+    "IntervalGuidance",
     "KDPM2AncestralDiscreteScheduler",
     "KDPM2DiscreteScheduler",
     "KDiffusionScheduler",
@@ -217,9 +236,12 @@ __all__ = [
     "MultiPipelineCallbacks",
     "NumericalError",
     "PNDMScheduler",
+    "PerturbedAttentionGuidance",
     "PipelineCallback",
+    "RescaleGuidance",
     "SASolverScheduler",
     "SDCFGCutoffCallback",
+    "SelfAttentionGuidance",
     "SfumatoError",
     "StableDiffusionControlNetImg2ImgPipeline",
     "StableDiffusionControlNetInpaintPipeline",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
@@ -16,6 +16,13 @@ from sfumato.errors import InputError
 
 Network: TypeAlias = Callable[[torch.Tensor, torch.Tensor, Any], torch.Tensor]
 Guidance: TypeAlias = Callable[[Network, torch.Tensor, torch.Tensor, Any], torch.Tensor]
+
+
+class Answer(NamedTuple):
+    """What a network says, for the negative half of the context (None without) and the other."""
+
+    negative: torch.Tensor | None
+    positive: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -53,21 +60,38 @@ class ClassifierFree:
     def __call__(
         self, network: Network, x: torch.Tensor, timestep: torch.Tensor, context: Any
     ) -> torch.Tensor:
-        if not self.doubles:
-            return network(x, timestep, context)
-        negative, *answers = self._ask(network, x, timestep, context)
-        positive = self._compose(negative, answers)
-        guided = negative + self._scale_like(positive) * (positive - negative)
-        return rescale_noise_cfg(guided, positive, self.rescale) if self.rescale > 0 else guided
+        answer = self.ask(network, x, timestep, context)
+        return self.rescaled(self.guided(answer, self.scale), answer)
 
-    def _ask(
+    def ask(
         self, network: Network, x: torch.Tensor, timestep: torch.Tensor, context: Any
-    ) -> tuple[torch.Tensor, ...]:
-        """The network's answer to the negative prompt, then to each part of the prompt."""
-        halves = 2 if self.weights is None else 1 + len(self.weights[0])
-        return network(torch.cat([x] * halves), timestep, context).chunk(halves)
+    ) -> Answer:
+        """What the network says about the negative half and the positive half, in one call."""
+        if not self.doubles:
+            return Answer(None, network(x, timestep, context))
+        blocks = self.blocks
+        negative, *answers = network(torch.cat([x] * blocks), timestep, context).chunk(blocks)
+        return Answer(negative, self.composed(negative, answers))
 
-    def _compose(self, negative: torch.Tensor, answers: list[torch.Tensor]) -> torch.Tensor:
+    def guided(self, answer: Answer, scale: float | Sequence[float]) -> torch.Tensor:
+        """From the negative answer towards the positive one and beyond."""
+        negative, positive = answer
+        if negative is None:
+            return positive
+        return negative + self._scale_like(positive, scale) * (positive - negative)
+
+    def rescaled(self, guided: torch.Tensor, answer: Answer) -> torch.Tensor:
+        """The guided answer, brought back to the contrast of the positive one in part."""
+        if self.rescale <= 0 or answer.negative is None:
+            return guided
+        return rescale_noise_cfg(guided, answer.positive, self.rescale)
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks of all pictures a context with a negative half has."""
+        return 2 if self.weights is None else 1 + len(self.weights[0])
+
+    def composed(self, negative: torch.Tensor, answers: Sequence[torch.Tensor]) -> torch.Tensor:
         """The positive answer: that of the only part, or the weighted sum of all."""
         if self.weights is None:
             return answers[0]
@@ -76,10 +100,10 @@ class ClassifierFree:
         parts = zip(answers, weights.unbind(1), strict=True)
         return negative + sum(w.view(shape) * (answer - negative) for answer, w in parts)
 
-    def _scale_like(self, x: torch.Tensor) -> float | torch.Tensor:
-        if isinstance(self.scale, int | float):
-            return self.scale
-        scales = torch.tensor([max(s, 1.0) for s in self.scale], dtype=x.dtype, device=x.device)
+    def _scale_like(self, x: torch.Tensor, scale: float | Sequence[float]) -> float | torch.Tensor:
+        if isinstance(scale, int | float):
+            return scale
+        scales = torch.tensor([max(s, 1.0) for s in scale], dtype=x.dtype, device=x.device)
         return scales.view(-1, *[1] * (x.ndim - 1))
 
 

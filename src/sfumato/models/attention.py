@@ -20,6 +20,7 @@ from sfumato.models.processors import (
     SlicedAttnProcessor,
     TextAndPictures,
     attention_weights,
+    replacement_for,
 )
 
 logger = logging.getLogger(__name__)
@@ -121,6 +122,9 @@ class Attention(nn.Module):
         Returns:
             A tensor shaped like ``hidden_states``.
         """
+        replacement = replacement_for(self)
+        if replacement is not None:
+            return replacement(self, hidden_states, encoder_hidden_states, attention_mask)
         return self.processor(
             self,
             hidden_states,

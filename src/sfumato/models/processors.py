@@ -11,6 +11,10 @@ This is what ``upcast_attention`` asks for, so that option needs no slower path 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -89,6 +93,43 @@ class AttnProcessor(AttnProcessor2_0):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
         return plain_attention(q, k, v, bias, scale)
+
+
+class IdentityAttention(AttnProcessor2_0):
+    """Self-attention of each place to itself alone: what perturbed-attention guidance asks for."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+        return v
+
+
+class StoringAttention(AttnProcessor2_0):
+    """Attention that keeps the weights of its last call, ``(N, heads, L, S)``."""
+
+    weights: Tensor | None = None
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+        self.weights = attention_weights(q, k, bias, scale)
+        return self.weights.to(v.dtype) @ v
+
+
+_replacements: ContextVar[Mapping[Any, AttentionProcessor]] = ContextVar(
+    "replacements", default=MappingProxyType({})
+)
+
+
+@contextmanager
+def replaced_processors(processors: Mapping[Any, AttentionProcessor]) -> Iterator[None]:
+    """Let layers compute with other processors for a while, in this thread alone."""
+    token = _replacements.set({**_replacements.get(), **processors})
+    try:
+        yield
+    finally:
+        _replacements.reset(token)
+
+
+def replacement_for(layer: Any) -> AttentionProcessor | None:
+    """The processor that `replaced_processors` has given a layer in this thread."""
+    return _replacements.get().get(layer)
 
 
 class SlicedAttnProcessor(AttnProcessor2_0):

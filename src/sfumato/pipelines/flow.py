@@ -23,7 +23,10 @@ from torch import Tensor
 from sfumato.diffusion.denoise import Step, denoise
 from sfumato.diffusion.foreign import SchedulerRun
 from sfumato.diffusion.guidance import ClassifierFree, Guidance
+from sfumato.diffusion.guidance_parts import as_parts
+from sfumato.diffusion.levels import Levels
 from sfumato.diffusion.run import Solver
+from sfumato.diffusion.steering import GuidancePart, Steered
 from sfumato.errors import InputError
 from sfumato.pipelines import ip_adapter, prompting, seeding, stages
 from sfumato.pipelines.prompting import Wording
@@ -49,6 +52,8 @@ class Drawing:
         context: the embedded prompts; in guidance with the negative half.
         script: the context of each step, for prompts that change; None when all have `context`.
         weights: for each picture those of the parts of its prompt; None for one part of weight 1.
+        parts: of the guidance, besides its scale.
+        separable: whether the network can be asked about half of the context.
         x: the latents to begin with; a piece has to set them.
         tensors: what callbacks may ask for besides latents and context, by name. Pieces keep here
             what callbacks may change.
@@ -66,6 +71,8 @@ class Drawing:
     context: Tensor
     script: ContextScript | None = None
     weights: tuple[tuple[float, ...], ...] | None = None
+    parts: tuple[GuidancePart, ...] = ()
+    separable: bool = False
     x: Tensor | None = None
     tensors: dict[str, Tensor | None] = field(default_factory=dict)
     row: int = 0
@@ -91,11 +98,15 @@ class Drawing:
     def guidance(self) -> Guidance | None:
         """How to ask the network in the next step; callbacks may change it from step to step."""
         guidance = self.pipeline._guidance()
-        if self.weights is None or guidance is None:
+        if self.weights is None and not self.parts:
             return guidance
-        if not isinstance(guidance, ClassifierFree):
-            raise InputError(f"{type(self.pipeline).__name__} takes no prompts with AND.")
-        return replace(guidance, weights=self.weights)
+        base = ClassifierFree(1.0) if guidance is None else guidance
+        if not isinstance(base, ClassifierFree):
+            name = type(self.pipeline).__name__
+            raise InputError(f"{name} takes no prompts with AND, and no parts of a guidance.")
+        if base.doubles:
+            base = replace(base, weights=self.weights)
+        return Steered(base, self.parts, self.separable) if self.parts else base
 
 
 class Piece:
@@ -193,6 +204,7 @@ def draw(
             conditions = prompting.repeat_positive(conditions, drawing.pictures, parts)
         for piece in pieces:
             piece.prepare(drawing)
+        drawing.separable = not conditions and len(pieces) == 1
         latents = _denoise(drawing, pieces, conditions)
         output = pipeline._to_output(
             latents, request.output_type, request.generator, drawing.dtype, decode
@@ -293,6 +305,9 @@ def _denoise(drawing: Drawing, pieces: tuple[Piece, ...], conditions: dict[str, 
     for piece in pieces:
         network = piece.around(drawing, network)
         solver = piece.solver(drawing, solver)
+    if parts := as_parts(request.guidance):
+        levels = Levels.of(drawing.scheduler, drawing.timesteps)
+        drawing.parts = tuple(part.bind(levels, pipeline.unet) for part in parts)
     pipeline._num_timesteps = len(solver)
     with Watcher(drawing, len(solver)) as watch:
         context = drawing.context if drawing.script is None else drawing.script.spread(len(solver))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from sfumato.checkpoints.arguments import reject_unknown
+from sfumato.diffusion.guidance_parts import as_parts
 from sfumato.pipelines import checks
 from sfumato.pipelines.call import CallState
 from sfumato.pipelines.seeding import SEED_KEYWORDS, read_generator
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sfumato.diffusion.noise import Generators
+    from sfumato.diffusion.steering import GuidancePart
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,6 +30,7 @@ class Request:
         prompt_syntax: ``"a1111"``, ``"a1111-no-norm"``, ``"comfyui"``, or ``"literal"``, which is
             the default: how to read prompts; see docs/prompts.md.
         loras: name to file of the LoRAs that a prompt's tags may name, besides those loaded.
+        guidance: parts that change how a step is guided; see docs/guidance.md.
     """
 
     prompt: str | list[str] | None = None
@@ -55,6 +58,7 @@ class Request:
     callback_steps: int | None = None
     prompt_syntax: str | None = None
     loras: Mapping[str, Any] | None = None
+    guidance: GuidancePart | Sequence[GuidancePart] | None = None
 
     @classmethod
     def read(cls, pipeline: Any, arguments: Mapping[str, Any]) -> Request:
@@ -94,6 +98,7 @@ class Request:
             checks.finite_number(name, getattr(self, name))
         checks.optional_dict("cross_attention_kwargs", self.cross_attention_kwargs)
         checks.optional_dict("loras", self.loras)
+        as_parts(self.guidance)
         checks.finite_number("eta", self.eta, 0, 1)
         checks.check_steps(self.num_inference_steps, self.timesteps, self.sigmas, train_steps)
         most = checks.MAX_IMAGES_PER_PROMPT
@@ -127,4 +132,4 @@ class Request:
 _PARTS = ("unet", "scheduler", "vae")
 
 #: Arguments that diffusers' calls do not have; every pipeline takes them by name.
-OWN_KEYWORDS = ("prompt_syntax", "loras", *SEED_KEYWORDS)
+OWN_KEYWORDS = ("prompt_syntax", "loras", "guidance", *SEED_KEYWORDS)
