@@ -103,7 +103,7 @@ def test_a_lora_is_found_by_its_usual_name_its_name_or_alone(hub: Hub) -> None:
     hub.add("a/usual", {usual: lora(), "other.safetensors": b"", "README.md": b"", "x.bin": b""})
     hub.add(
         "a/several",
-        {"one.safetensors": lora(), "two.safetensors": b"", "sub/only.safetensors": lora(2)},
+        {"one.safetensors": lora(), "two.safetensors": b"", "sub/only.safetensors": lora(2.0)},
     )
     peft = {"adapter_model.safetensors": lora(), "adapter_config.json": b'{"r": 2}'}
     hub.add("a/peft", peft)

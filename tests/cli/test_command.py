@@ -93,7 +93,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(run: Run, mistake: str) -> None:
 
 FAILURES = {
     "a model that is not there": (["a", "-m", "nowhere"], "no model at 'nowhere'"),
-    "a file as a model": (["a", "-m", __file__], "is a file"),
+    "a file that is no model": (["a", "-m", __file__], "is not a safetensors file"),
+    "a name that the hub's cache lacks": (["a", "-m", "no/where"], "hub's cache"),
     "a picture that is not there": (["--from", "no.png"], "no file 'no.png'"),
     "a picture that is none": (["--from", __file__], "not a PNG"),
     "info of nothing": (["info", "no.png"], "no file 'no.png'"),

@@ -26,7 +26,8 @@ METADATA_KEY = "lora_adapter_metadata"
 WEIGHT_NAME = "pytorch_lora_weights"
 _PEFT_NAME = "adapter_model"
 _PEFT_CONFIG = "adapter_config.json"
-_WANTED = Wanted(
+#: How files of adapters are named.
+ADAPTER_FILES = Wanted(
     stems=(WEIGHT_NAME, _PEFT_NAME),
     others=("scheduler", "optimizer", "checkpoint", "random_states"),  # of a training run
     beside=(_PEFT_CONFIG,),
@@ -78,13 +79,13 @@ def read_adapter_file(
         return AdapterFile(dict(source))
     path = find_file(
         source,
-        _WANTED,
+        ADAPTER_FILES,
         hub,
         weight_name=weight_name,
         subfolder=subfolder,
         use_safetensors=use_safetensors,
     )
-    if path.suffix in _WANTED.pickles:
+    if path.suffix in ADAPTER_FILES.pickles:
         return AdapterFile(read_pickle(path), _peft_config(path), shown(path))
     metadata = _metadata(read_header(path).metadata, shown(path)) or _peft_config(path)
     return AdapterFile(read_safetensors(path), metadata, shown(path))

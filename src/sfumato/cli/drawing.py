@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 import sfumato
 from sfumato import StableDiffusionPipeline, __version__
 from sfumato.assets import MANIFEST, file_sha256, read_manifest, verify_manifest
@@ -50,10 +52,10 @@ def draw(request: Request) -> Iterator[Drawn]:
     dtype = pick_dtype(request.recipe.dtype or "auto", device)
     set_threads(request.threads)
     model_hash = _model_hash(request)
-    pipe = StableDiffusionPipeline.from_pretrained(request.model, torch_dtype=dtype).to(device)
+    pipe = _load(request.model.path, dtype).to(device)
     recipe = _set_sampler(pipe, request.recipe).replace(
         dtype=str(dtype).removeprefix("torch."),
-        model="embedded" if request.embedded else request.model.resolve().name,
+        model=request.model.name,
         model_hash=model_hash,
         version=f"sfumato {__version__}",
         clip_skip=request.recipe.clip_skip or 1,
@@ -84,6 +86,12 @@ def _with_seeds(recipe: Recipe, index: int) -> Recipe:
 
 
 def _draw_one(
+def _load(path: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
+    if path.is_file():
+        return StableDiffusionPipeline.from_single_file(path, torch_dtype=dtype)
+    return StableDiffusionPipeline.from_pretrained(path, torch_dtype=dtype)
+
+
     pipe: StableDiffusionPipeline, recipe: Recipe, loras: Mapping[str, Path], label: str | None
 ) -> Drawn:
     pipe.set_progress_bar_config(disable=not is_terminal(sys.stderr), desc=label, leave=False)
@@ -139,24 +147,27 @@ def _set_sampler(pipe: StableDiffusionPipeline, recipe: Recipe) -> Recipe:
 
 
 def _model_hash(request: Request) -> str | None:
-    """The first ten digits of the SHA-256 of the UNet's weights, as A1111 names models.
+    """The first ten digits of a SHA-256, as A1111 names models: of the one file, or the UNet's.
 
     The embedded model is checked against its manifest on the way.
     """
-    if is_regular(request.model / MANIFEST):
-        check = verify_manifest if request.embedded else read_manifest
-        hashes = check(request.model)
+    path = request.model.path
+    if path.is_file():
+        found = file_sha256(path)
+    elif is_regular(path / MANIFEST):
+        check = verify_manifest if request.model.embedded else read_manifest
+        hashes = check(path)
         found = next((h for name, h in hashes.items() if _is_unet(Path(name))), None)
     else:
-        files = sorted(request.model.glob("unet/*"))
+        files = sorted(path.glob("unet/*"))
         found = next((file_sha256(file) for file in files if _is_unet(file)), None)
     short = found[:10] if found else None
     expected = request.expected_hash
     if expected is not None and short != expected:
         text = f"The picture was drawn with a model whose hash is {expected}"
-        if request.embedded:
-            raise CheckpointError(f"{text}.", hint="Give the folder of that model with --model.")
-        note(f"sfumato: {text}; {shown(request.model)} has {short}.")
+        if request.model.embedded:
+            raise CheckpointError(f"{text}.", hint="Give that model with --model.")
+        note(f"sfumato: {text}; {shown(path)} has {short}.")
     return short
 
 

@@ -76,8 +76,8 @@ LoraDir = Annotated[
     ),
 ]
 Model = Annotated[
-    Path | None,
-    _Option("-m", "--model", metavar="FOLDER", help="In diffusers' layout. [default: embedded]"),
+    str | None,
+    _Option("-m", "--model", metavar="MODEL", help="Folder, file, hub name. [default: embedded]"),
 ]
 Width = Annotated[int | None, _Count("-W", "--width", help="In pixels.")]
 Height = Annotated[int | None, _Count("-H", "--height", help="In pixels.")]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sfumato.checkpoints.files import shown
+from sfumato.checkpoints.hub_names import hub_file, hub_name
 from sfumato.errors import CheckpointError, InputError, did_you_mean
 from sfumato.text.prompt import A1111, SYNTAX_NAMES, TAGGED
 from sfumato.text.prompt.tags import take_tags
@@ -47,11 +48,13 @@ def add_loras(
 ) -> tuple[str, ...]:
     """Write what ``--lora NAME_OR_PATH[:STRENGTH]`` asks for into the prompts, as tags.
 
-    Files given by path join ``files`` under their names.
+    Files given by path join ``files`` under their names, those from the hub under their owner's
+    and model's.
 
     Raises:
         InputError: the syntax has no tags, or a strength is no number.
         CheckpointError: there is no such file.
+        SfumatoError: the hub does not give it.
     """
     if not wanted:
         return tuple(prompts)
@@ -65,7 +68,14 @@ def _tag(text: str, files: dict[str, Path]) -> str:
     name, _, strength = text.rpartition(":")
     if not name or not _is_number(strength):
         name, strength = text, "1"
-    if name not in files:
+    if name not in files and (hub_name(name) or hub_file(name)):
+        from sfumato.adapters.files import ADAPTER_FILES
+        from sfumato.checkpoints.find_file import find_file
+
+        path = find_file(name, ADAPTER_FILES)
+        name = hub_name(name) or path.stem
+        files[name] = path
+    elif name not in files:
         path = Path(name)
         if not path.is_file():
             known = ", ".join(sorted(files)) or "none"

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sfumato.assets import embedded_model_path
-from sfumato.checkpoints.files import is_regular, shown
+from sfumato.checkpoints.files import shown
 from sfumato.checkpoints.jsonfile import read_json
 from sfumato.checkpoints.metadata import MAX_SEED, Recipe
 from sfumato.checkpoints.model_index import DEFAULTS_NAME
 from sfumato.checkpoints.png import read_recipe
+from sfumato.cli.models import Model, find_model
 from sfumato.cli.prompting import add_loras, check_syntax, check_tags, lora_files
 from sfumato.diffusion.rng import DISPLAY_NAMES, RNG_NAMES, find_rng
-from sfumato.errors import CheckpointError, ConfigError, ImageError, InputError
+from sfumato.errors import ConfigError, ImageError, InputError
 from sfumato.pipelines.sampler_names import (
     Sampler,
     Schedule,
@@ -47,8 +47,7 @@ class Request:
         recipe: what to draw; None fields are left to the model. ``prompt`` is the first one.
         prompts: one or more texts, each drawn ``count`` times.
         loras: name to file of the LoRAs that tags in prompts may name.
-        model: folder in diffusers' layout.
-        embedded: whether that is the model in the package.
+        model: what to draw with.
         count: pictures for each prompt, with the seeds ``recipe.seed + 0, 1, ...``.
         device, threads: as in `sfumato.runtime.device`.
         expected_hash: of the model that drew the picture to replay.
@@ -57,8 +56,7 @@ class Request:
     recipe: Recipe
     prompts: tuple[str, ...]
     loras: Mapping[str, Path]
-    model: Path
-    embedded: bool
+    model: Model
     count: int
     device: str
     threads: int | None
@@ -71,7 +69,7 @@ def build_request(
     prompts: tuple[str, ...],
     loras: Sequence[str],
     lora_dir: Path | None,
-    model: Path | None,
+    model: str | None,
     replay: Path | None,
     count: int,
     device: str,
@@ -84,7 +82,7 @@ def build_request(
         prompts: the texts; empty takes that of the picture to replay.
         loras: adapters for all prompts, as ``"name:strength"``.
         lora_dir: where the adapters are that are named.
-        model: the folder; None is the embedded model.
+        model: see `find_model`.
         replay: a picture whose recipe comes before the model's defaults.
 
     Raises:
@@ -97,8 +95,8 @@ def build_request(
         prompts = (drawn.prompt,)
     if not prompts:
         raise InputError("A prompt is needed.", hint='For example: sfumato "a red apple"')
-    folder = embedded_model_path() if model is None else _model_folder(model)
-    layers: dict[str, Any] = {**BUILT_IN, **_model_defaults(folder)}
+    found = find_model(model)
+    layers: dict[str, Any] = {**BUILT_IN, **_model_defaults(found.path)}
     if drawn is not None:
         layers |= _to_replay(drawn)
     layers |= given
@@ -121,8 +119,7 @@ def build_request(
         recipe=recipe,
         prompts=prompts,
         loras=files,
-        model=folder,
-        embedded=model is None,
+        model=found,
         count=count,
         device=device,
         threads=threads,
@@ -154,17 +151,6 @@ def _recipe_to_replay(path: Path) -> Recipe:
     if recipe.steps is None and recipe.seed is None:
         raise ImageError(f"The text in {shown(path)} is no recipe.")
     return recipe
-
-
-def _model_folder(model: Path) -> Path:
-    if model.is_file():
-        raise CheckpointError(
-            f"{shown(model)} is a file.",
-            hint="A model is a folder in diffusers' layout, with a model_index.json.",
-        )
-    if not is_regular(model / "model_index.json"):
-        raise CheckpointError(f"There is no model at {shown(model)} (no model_index.json).")
-    return model
 
 
 def _model_defaults(folder: Path) -> dict[str, Any]:
