@@ -85,13 +85,13 @@ def _with_seeds(recipe: Recipe, index: int) -> Recipe:
     return recipe.replace(seed=(recipe.seed or 0) + index)
 
 
-def _draw_one(
 def _load(path: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
     if path.is_file():
         return StableDiffusionPipeline.from_single_file(path, torch_dtype=dtype)
     return StableDiffusionPipeline.from_pretrained(path, torch_dtype=dtype)
 
 
+def _draw_one(
     pipe: StableDiffusionPipeline, recipe: Recipe, loras: Mapping[str, Path], label: str | None
 ) -> Drawn:
     pipe.set_progress_bar_config(disable=not is_terminal(sys.stderr), desc=label, leave=False)
