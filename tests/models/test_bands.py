@@ -43,7 +43,8 @@ def apart(a: Tensor, b: Tensor) -> float:
 def test_any_bands_give_the_result_of_the_whole(
     layout: torch.memory_format, n: int, height: int, width: int
 ) -> None:
-    vae = small_vae().double().to(memory_format=layout)
+    vae: Any = small_vae().double()
+    vae.to(memory_format=layout)
     z = torch.randn(n, 4, height, width, dtype=torch.float64)
     x = torch.randn(n, 3, 4 * height + 3, 4 * width + 1, dtype=torch.float64)
     image, moments = vae.decoder(z), vae.encoder(x)

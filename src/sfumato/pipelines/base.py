@@ -25,7 +25,15 @@ from sfumato.pipelines import placement, storage, xformers
 from sfumato.pipelines.call import Calls, CallState
 from sfumato.pipelines.config import PipelineConfig
 from sfumato.pipelines.image_processor import VaeImageProcessor
-from sfumato.pipelines.offload import LayerOffload, ModelOffload, Offload, offload_device
+from sfumato.pipelines.offload import (
+    LayerOffload,
+    LayerRelease,
+    ModelOffload,
+    ModelRelease,
+    Offload,
+    offload_device,
+)
+from sfumato.runtime import pages
 
 logger = logging.getLogger(__name__)
 
@@ -270,53 +278,60 @@ class DiffusionPipeline:
     ) -> None:
         """Keep networks in main memory, and move each to the accelerator while it runs.
 
-        On a machine without accelerator nothing changes, and one line is logged.
+        On a machine without accelerator weights wait in their files (or in a temporary one, when
+        they come from none), and one network at a time is in main memory.
 
         Args:
             gpu_id: the number of the accelerator.
-            device: the accelerator, when there are several kinds.
+            device: the accelerator, when there are several kinds; ``"cpu"`` saves main memory.
         """
         if self.model_cpu_offload_seq is None:
             raise InputError(
                 "Model CPU offload cannot be enabled because no `model_cpu_offload_seq` class"
                 " attribute is set."
             )
-        target = self._prepare_offload("enable_model_cpu_offload", gpu_id, device)
+        target, networks = self._prepare_offload("enable_model_cpu_offload", gpu_id, device)
+        order = self.model_cpu_offload_seq.split("->")
+        chain = [networks.pop(name) for name in order if name in networks]
         if target is not None:
-            networks = self._networks()
-            fixed = [networks.pop(k) for k in self._exclude_from_cpu_offload if k in networks]
-            order = self.model_cpu_offload_seq.split("->")
-            chain = [networks.pop(name) for name in order if name in networks]
             self._offload = ModelOffload(target, chain, networks.values())
-            for network in fixed:
-                network.to(target)
+        elif pages.works():
+            self._offload = ModelRelease(chain, networks.values())
 
     def enable_sequential_cpu_offload(
         self, gpu_id: int | None = None, device: torch.device | str | None = None
     ) -> None:
         """Keep networks in main memory, and move layer after layer to the accelerator.
 
-        Needs the least accelerator memory, and is slow. On a machine without accelerator nothing
-        changes, and one line is logged.
+        Needs the least accelerator memory, and is slow. On a machine without accelerator weights
+        wait in files, and layer after layer is in main memory; see `enable_model_cpu_offload`.
         """
-        target = self._prepare_offload("enable_sequential_cpu_offload", gpu_id, device)
+        target, networks = self._prepare_offload("enable_sequential_cpu_offload", gpu_id, device)
         if target is not None:
-            networks = self._networks()
-            fixed = [networks.pop(k) for k in self._exclude_from_cpu_offload if k in networks]
             self._offload = LayerOffload(target, networks.values())
-            for network in fixed:
-                network.to(target)
+        elif pages.works():
+            self._offload = LayerRelease(networks.values())
 
     def _prepare_offload(
         self, name: str, gpu_id: int | None, device: torch.device | str | None
-    ) -> torch.device | None:
+    ) -> tuple[torch.device | None, dict[str, nn.Module]]:
+        """The accelerator, or None; and the networks that are to come and go."""
         target = offload_device(gpu_id, device)
         self.remove_all_hooks()
+        networks = self._networks()
         if target is None:
-            logger.warning("`%s` changes nothing: this machine has no accelerator.", name)
-        else:
-            self.to("cpu", silence_dtype_warnings=True)
-        return target
+            if not pages.works():
+                logger.warning(
+                    "`%s` changes nothing: there is no accelerator, and this system does not let"
+                    " weights wait in files.",
+                    name,
+                )
+            return None, networks
+        self.to("cpu", silence_dtype_warnings=True)
+        for fixed in self._exclude_from_cpu_offload:
+            if fixed in networks:
+                networks.pop(fixed).to(target)
+        return target, networks
 
     def maybe_free_model_hooks(self) -> None:
         """Send offloaded networks back to main memory; called at the end of every call."""
@@ -416,7 +431,7 @@ class DiffusionPipeline:
         self._part("vae", "slicing").disable_slicing()
 
     def enable_vae_tiling(self) -> None:
-        """Decode large pictures in overlapping tiles: much less memory, nearly the same result."""
+        """Decode large pictures in parts: much less memory, and the same result, without seams."""
         self._part("vae", "tiling").enable_tiling()
 
     def disable_vae_tiling(self) -> None:

@@ -1,13 +1,17 @@
 """Networks that wait in main memory and visit the accelerator only while they run.
 
-Two grains: whole networks (`offload_models`: fast, as much accelerator memory as the largest
-network) and layers (`offload_layers`: slow, some 100 MB). Both are forward hooks on ordinary
+Two grains: whole networks (`ModelOffload`: fast, as much accelerator memory as the largest
+network) and layers (`LayerOffload`: slow, some 100 MB). Both are forward hooks on ordinary
 modules; nothing about the networks changes.
+
+On a machine without accelerator the same two grains save main memory: weights wait in their files,
+and the memory of those that have done their work is given back (`ModelRelease`, `LayerRelease`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -15,6 +19,9 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from sfumato.errors import InputError
+from sfumato.runtime import pages
+
+logger = logging.getLogger(__name__)
 
 #: A network is moved in units of at most this size, where its structure allows.
 UNIT_BYTES = 128 * 2**20
@@ -88,14 +95,20 @@ class ModelOffload(Offload):
                 return
             if any(network is link for link in self._chain):
                 self._send_back([m for m in self._present if any(m is n for n in self._chain)])
-            network.to(self.device)
+            self._bring(network)
             self._present.append(network)
 
         return bring
 
+    def _bring(self, network: nn.Module) -> None:
+        network.to(self.device)
+
+    def _put_away(self, network: nn.Module) -> None:
+        network.to("cpu")
+
     def _send_back(self, networks: list[nn.Module]) -> None:
         for network in networks:
-            network.to("cpu")
+            self._put_away(network)
         self._present = [m for m in self._present if not any(m is n for n in networks)]
 
     def release(self) -> None:
@@ -119,10 +132,64 @@ class LayerOffload(Offload):
         super().__init__(device)
         for network in networks:
             for modules in _units(network, unit_bytes):
-                unit = _Unit(modules, device)
+                unit = self._unit(modules)
                 for module in modules:
                     self._handles.append(module.register_forward_pre_hook(unit.enter))
                     self._handles.append(module.register_forward_hook(unit.leave, always_call=True))
+
+    def _unit(self, modules: list[nn.Module]) -> _Unit:
+        return _Unit(modules, self.device)
+
+
+class ModelRelease(ModelOffload):
+    """The weights of one network at a time in main memory; arguments as for `ModelOffload`."""
+
+    def __init__(self, chain: Iterable[nn.Module], others: Iterable[nn.Module] = ()) -> None:
+        networks, rest = list(chain), list(others)
+        super().__init__(torch.device("cpu"), networks, rest)
+        wait_in_files([*networks, *rest])
+
+    def _bring(self, network: nn.Module) -> None:
+        pass  # the system reads the pages that are used
+
+    def _put_away(self, network: nn.Module) -> None:
+        pages.give_back(_tensors([network]))
+
+
+class LayerRelease(LayerOffload):
+    """The weights of one unit at a time in main memory; arguments as for `LayerOffload`."""
+
+    by_layer = False
+
+    def __init__(self, networks: Iterable[nn.Module], unit_bytes: int = UNIT_BYTES) -> None:
+        held = list(networks)
+        super().__init__(torch.device("cpu"), held, unit_bytes)
+        wait_in_files(held)
+
+    def _unit(self, modules: list[nn.Module]) -> _Unit:
+        return _PageUnit(modules, self.device)
+
+
+def wait_in_files(networks: Sequence[nn.Module]) -> None:
+    """Lay weights that are on pages of no file on those of a temporary one; give back the rest.
+
+    Weights are on no file's pages when they were converted to another precision, or made here.
+    """
+    made = pages.off_files(_tensors(networks))
+    size = sum(tensor.nbytes for tensor in made)
+    if size and not pages.put_on_file(made):
+        logger.warning(
+            "%d MB of weights stay in memory: the disk has no room to keep them in a temporary"
+            " file. Set TMPDIR to a folder that has, or load the files' own precision.",
+            size // 10**6,
+        )
+    pages.give_back(_tensors(networks))
+
+
+def _tensors(networks: Iterable[nn.Module]) -> Iterator[torch.Tensor]:
+    for network in networks:
+        yield from network.parameters()
+        yield from network.buffers()
 
 
 def _units(module: nn.Module, limit: int) -> Iterator[list[nn.Module]]:
@@ -171,3 +238,18 @@ class _Unit:
             for table, name, tensor in self._kept:
                 table[name] = tensor
             self._kept.clear()
+
+
+class _PageUnit(_Unit):
+    """Modules whose weights the system brings; they are given back with the last call out."""
+
+    def enter(self, *_: Any) -> None:
+        self._depth += 1
+
+    def leave(self, *_: Any) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            own = (
+                t for m in self._modules for t in (*m._parameters.values(), *m._buffers.values())
+            )
+            pages.give_back(tensor for tensor in own if tensor is not None)
