@@ -93,7 +93,10 @@ class StableDiffusionPipeline(StableDiffusionBase):
                 every step; may change tensors, or set ``pipeline._interrupt = True`` to stop.
             callback_on_step_end_tensor_inputs: which of ``latents``, ``prompt_embeds`` and
                 ``negative_prompt_embeds`` it gets.
-            kwargs: ``callback`` and ``callback_steps``, both deprecated.
+            kwargs: what diffusers' call does not have: ``prompt_syntax`` and ``loras`` (how to read
+                prompts: docs/prompts.md), ``seeds``, ``rng``, ``variation_seed``,
+                ``variation_strength`` and ``seed_resize_from`` (docs/seeds.md), and ``guidance``
+                (docs/guidance.md); ``callback`` and ``callback_steps``, both deprecated.
 
         Returns:
             The pictures, and what the safety checker says of each.
