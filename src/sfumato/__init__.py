@@ -57,11 +57,13 @@ if TYPE_CHECKING:
     from sfumato.pipelines.controlnet_img2img import StableDiffusionControlNetImg2ImgPipeline
     from sfumato.pipelines.controlnet_inpaint import StableDiffusionControlNetInpaintPipeline
     from sfumato.pipelines.depth2img import StableDiffusionDepth2ImgPipeline
+    from sfumato.pipelines.hires import draw_large
     from sfumato.pipelines.image_processor import VaeImageProcessor
     from sfumato.pipelines.img2img import StableDiffusionImg2ImgPipeline
     from sfumato.pipelines.inpaint import StableDiffusionInpaintPipeline
     from sfumato.pipelines.instruct_pix2pix import StableDiffusionInstructPix2PixPipeline
     from sfumato.pipelines.output import ImagePipelineOutput, StableDiffusionPipelineOutput
+    from sfumato.pipelines.panorama import StableDiffusionPanoramaPipeline
     from sfumato.pipelines.stable_diffusion import StableDiffusionPipeline
     from sfumato.pipelines.upscale import StableDiffusionUpscalePipeline
     from sfumato.safety.checker import StableDiffusionSafetyChecker
@@ -103,6 +105,8 @@ __version__ = "0.1.0"
 
 #: Where each public name is at home.
 _MODULE_OF = {
+    "draw_large": "sfumato.pipelines.hires",
+    "StableDiffusionPanoramaPipeline": "sfumato.pipelines.panorama",
     "CFGPlusPlus": "sfumato.diffusion.guidance_parts",
     "DynamicThresholding": "sfumato.diffusion.guidance_parts",
     "IntervalGuidance": "sfumato.diffusion.guidance_parts",
@@ -250,6 +254,7 @@ __all__ = [
     "StableDiffusionImg2ImgPipeline",
     "StableDiffusionInpaintPipeline",
     "StableDiffusionInstructPix2PixPipeline",
+    "StableDiffusionPanoramaPipeline",
     "StableDiffusionPipeline",
     "StableDiffusionPipelineOutput",
     "StableDiffusionSafetyChecker",
@@ -263,6 +268,7 @@ __all__ = [
     "WeightsMismatchError",
     "__version__",
     "denoise",
+    "draw_large",
 ]
 
 

@@ -31,6 +31,7 @@ from sfumato.errors import InputError
 from sfumato.pipelines import ip_adapter, prompting, seeding, stages
 from sfumato.pipelines.prompting import Wording
 from sfumato.pipelines.request import Request
+from sfumato.pipelines.seamless import seamless
 from sfumato.pipelines.watch import Watcher
 from sfumato.text.contexts import ContextScript
 
@@ -190,6 +191,7 @@ def draw(
         pipeline._running(request.state()),
         stages.borrow(pipeline.scheduler) as scheduler,
         prompting.acting(pipeline, wording, int(request.num_images_per_prompt)),
+        seamless(request.tiling),
     ):
         drawing = _begin(pipeline, request, wording, scheduler, strength)
         conditions = pipeline._conditions(

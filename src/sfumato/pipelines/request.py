@@ -10,6 +10,7 @@ from sfumato.checkpoints.arguments import reject_unknown
 from sfumato.diffusion.guidance_parts import as_parts
 from sfumato.pipelines import checks
 from sfumato.pipelines.call import CallState
+from sfumato.pipelines.seamless import read_tiling
 from sfumato.pipelines.seeding import SEED_KEYWORDS, read_generator
 from sfumato.pipelines.watch import warn_of_legacy
 
@@ -29,6 +30,7 @@ class Request:
     Attributes:
         prompt_syntax: ``"a1111"``, ``"a1111-no-norm"``, ``"comfyui"``, or ``"literal"``, which is
             the default: how to read prompts; see docs/prompts.md.
+        tiling: draw what can be laid side by side: True, ``"x"`` or ``"y"``.
         loras: name to file of the LoRAs that a prompt's tags may name, besides those loaded.
         guidance: parts that change how a step is guided; see docs/guidance.md.
     """
@@ -58,6 +60,7 @@ class Request:
     callback_steps: int | None = None
     prompt_syntax: str | None = None
     loras: Mapping[str, Any] | None = None
+    tiling: bool | str | None = None
     guidance: GuidancePart | Sequence[GuidancePart] | None = None
 
     @classmethod
@@ -98,6 +101,7 @@ class Request:
             checks.finite_number(name, getattr(self, name))
         checks.optional_dict("cross_attention_kwargs", self.cross_attention_kwargs)
         checks.optional_dict("loras", self.loras)
+        read_tiling(self.tiling)
         as_parts(self.guidance)
         checks.finite_number("eta", self.eta, 0, 1)
         checks.check_steps(self.num_inference_steps, self.timesteps, self.sigmas, train_steps)
@@ -132,4 +136,6 @@ class Request:
 _PARTS = ("unet", "scheduler", "vae")
 
 #: Arguments that diffusers' calls do not have; every pipeline takes them by name.
-OWN_KEYWORDS = ("prompt_syntax", "loras", "guidance", *SEED_KEYWORDS)
+OWN_KEYWORDS = (
+    "prompt_syntax", "loras", "guidance", "guidance_rescale", "tiling", *SEED_KEYWORDS,
+)  # fmt: skip

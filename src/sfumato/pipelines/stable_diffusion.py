@@ -30,6 +30,34 @@ __all__ = [
 ]
 
 
+def check_text_inputs(
+    self: Any,
+    prompt: Any,
+    height: Any,
+    width: Any,
+    callback_steps: Any,
+    negative_prompt: Any = None,
+    prompt_embeds: Any = None,
+    negative_prompt_embeds: Any = None,
+    ip_adapter_image: Any = None,
+    ip_adapter_image_embeds: Any = None,
+    callback_on_step_end_tensor_inputs: Sequence[str] | None = None,
+) -> None:
+    """The method ``check_inputs`` of pipelines that begin with noise; raises `InputError`."""
+    checks.image_size(height, width)
+    checks.check_call(
+        self,
+        prompt,
+        callback_steps,
+        negative_prompt,
+        prompt_embeds,
+        negative_prompt_embeds,
+        ip_adapter_image,
+        ip_adapter_image_embeds,
+        callback_on_step_end_tensor_inputs,
+    )
+
+
 class StableDiffusionPipeline(StableDiffusionBase):
     """Text-to-image generation with latent diffusion (arXiv:2112.10752).
 
@@ -122,31 +150,5 @@ class StableDiffusionPipeline(StableDiffusionBase):
         )
         return draw(self, request, FromNoise(height, width, latents))
 
-    def check_inputs(
-        self,
-        prompt: Any,
-        height: Any,
-        width: Any,
-        callback_steps: Any,
-        negative_prompt: Any = None,
-        prompt_embeds: Any = None,
-        negative_prompt_embeds: Any = None,
-        ip_adapter_image: Any = None,
-        ip_adapter_image_embeds: Any = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] | None = None,
-    ) -> None:
-        """Raise `InputError` when arguments of a call are wrong or contradict each other."""
-        checks.image_size(height, width)
-        checks.check_call(
-            self,
-            prompt,
-            callback_steps,
-            negative_prompt,
-            prompt_embeds,
-            negative_prompt_embeds,
-            ip_adapter_image,
-            ip_adapter_image_embeds,
-            callback_on_step_end_tensor_inputs,
-        )
-
+    check_inputs = check_text_inputs
     prepare_latents = prepare_noise

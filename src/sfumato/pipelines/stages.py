@@ -78,6 +78,8 @@ def last_timesteps(scheduler: Any, steps: int, strength: float) -> tuple[Tensor,
     """
     taken = min(int(steps * strength), steps)
     start = max(steps - taken, 0) * getattr(scheduler, "order", 1)
+    if taken == 0:  # PNDM has a call more than steps
+        start = len(scheduler.timesteps)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(start)
     return scheduler.timesteps[start:], taken

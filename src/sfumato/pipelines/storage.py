@@ -48,6 +48,7 @@ PIPELINES = {
     "StableDiffusionInstructPix2PixPipeline": "sfumato.pipelines.instruct_pix2pix",
     "StableDiffusionDepth2ImgPipeline": "sfumato.pipelines.depth2img",
     "StableDiffusionUpscalePipeline": "sfumato.pipelines.upscale",
+    "StableDiffusionPanoramaPipeline": "sfumato.pipelines.panorama",
     "StableDiffusionControlNetPipeline": "sfumato.pipelines.controlnet",
     "StableDiffusionControlNetImg2ImgPipeline": "sfumato.pipelines.controlnet_img2img",
     "StableDiffusionControlNetInpaintPipeline": "sfumato.pipelines.controlnet_inpaint",
