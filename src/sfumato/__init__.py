@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from sfumato.pipelines.img2img import StableDiffusionImg2ImgPipeline
     from sfumato.pipelines.inpaint import StableDiffusionInpaintPipeline
     from sfumato.pipelines.instruct_pix2pix import StableDiffusionInstructPix2PixPipeline
+    from sfumato.pipelines.ip_adapter_masks import IPAdapterMaskProcessor
     from sfumato.pipelines.output import ImagePipelineOutput, StableDiffusionPipelineOutput
     from sfumato.pipelines.panorama import StableDiffusionPanoramaPipeline
     from sfumato.pipelines.stable_diffusion import StableDiffusionPipeline
@@ -182,6 +183,7 @@ _MODULE_OF = {
     "UNet2DConditionModel": "sfumato.models.unet",
     "UniPCMultistepScheduler": "sfumato.schedulers",
     "UnknownKeywordError": "sfumato.errors",
+    "IPAdapterMaskProcessor": "sfumato.pipelines.ip_adapter_masks",
     "VaeImageProcessor": "sfumato.pipelines.image_processor",
     "WeightsMismatchError": "sfumato.errors",
     "denoise": "sfumato.diffusion.denoise",
@@ -223,6 +225,7 @@ __all__ = [
     "EulerDiscreteScheduler",
     "HeunDiscreteScheduler",
     "HubError",
+    "IPAdapterMaskProcessor",
     "IPNDMScheduler",
     "ImageError",
     "ImagePipelineOutput",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import random
 import warnings
 from copy import deepcopy
@@ -77,12 +76,10 @@ def _blocks(unet: Any) -> dict[str, list[int]]:
 
 
 def _random_scale(rng: random.Random, unet: Any) -> Any:
-    """A number, or a dictionary of blocks."""
-    if rng.random() < 0.5:
+    """A number, or a dictionary of blocks; diffusers takes none without a middle."""
+    if rng.random() < 0.5 or not unet.config.mid_block_type.endswith("CrossAttn"):
         return rng.choice([0, 0.3, 1.0, -0.5])
-    scale: dict[str, Any] = (
-        {"mid": rng.random()} if unet.config.mid_block_type.endswith("n") else {}
-    )
+    scale: dict[str, Any] = {"mid": rng.choice([rng.random(), [0.5]])}
     for half, depths in _blocks(unet).items():
         numbers = {
             f"block_{i}": rng.choice([rng.random(), [rng.random() for _ in range(depth)], [0.5]])
@@ -316,17 +313,6 @@ def test_masks_are_prepared_as_in_diffusers(size: dict[str, int]) -> None:
         expected = oracle.preprocess(pictures, **size)
         assert torch.equal(ours.preprocess(pictures, **size), expected)  # type: ignore[arg-type]
     assert dict(ours.config).items() >= {"do_binarize": True, "do_normalize": False}.items()
-
-
-@pytest.mark.parametrize("name", ["load_ip_adapter", "set_ip_adapter_scale", "unload_ip_adapter"])
-def test_a_method_has_the_parameters_of_diffusers(name: str) -> None:
-    ours, oracle = (
-        inspect.signature(getattr(cls, name)).parameters.values()
-        for cls in (StableDiffusionPipeline, diffusers.StableDiffusionPipeline)
-    )
-    assert [(p.name, p.kind, p.default) for p in ours] == [
-        (p.name, p.kind, p.default) for p in oracle
-    ]
 
 
 WRONG: dict[str, dict[str, Any]] = {

@@ -44,6 +44,9 @@ METHODS = (
     "enable_model_cpu_offload",
     "enable_sequential_cpu_offload",
     "progress_bar",
+    "load_ip_adapter",
+    "set_ip_adapter_scale",
+    "unload_ip_adapter",
 )
 
 

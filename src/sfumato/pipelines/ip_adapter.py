@@ -87,12 +87,36 @@ def require_none(unet: Any) -> None:
 
 
 def for_rows(conditions: dict[str, Any], rows: int) -> dict[str, Any]:
-    """What the UNet gets in every step, for a batch that a callback halved by ending guidance."""
+    """What the UNet gets in every step, without guidance's part where a callback ended that."""
     added = conditions.get("added_cond_kwargs")
-    if not added:
+    if not added or "image_embeds" not in added:
         return conditions
-    embeds = [value[-rows:] for value in added["image_embeds"]]
-    return {**conditions, "added_cond_kwargs": {"image_embeds": embeds}}
+    embeds = []
+    for value in added["image_embeds"]:
+        if len(value) == 2 * rows:
+            value = value[rows:]
+        elif len(value) == 3 * rows:  # guidance by a picture too, which has the pictures first
+            value = value[:rows]
+        embeds.append(value)
+    return {**conditions, "added_cond_kwargs": {**added, "image_embeds": embeds}}
+
+
+def parts_of(pipeline: Any, guided: bool) -> list[int]:
+    """How a batch is composed: 1 where pictures count, 0 where their absence does."""
+    if not guided:
+        return [1]
+    return pipeline._join(torch.tensor([1]), torch.tensor([0])).tolist()
+
+
+def require_batch(embeds: list[Tensor], rows: int) -> None:
+    """Raise `InputError` unless each tensor is for a batch of ``rows``."""
+    for value in embeds:
+        if len(value) != rows:
+            raise InputError(
+                f"`ip_adapter_image_embeds` is for a batch of {len(value)}, but the call has one of"
+                f" {rows}.",
+                hint="Give embeddings for one picture; they are repeated for each drawing.",
+            )
 
 
 def image_prompt(
@@ -103,25 +127,27 @@ def image_prompt(
     num_images_per_prompt: int,
     do_classifier_free_guidance: bool,
 ) -> list[Tensor]:
-    """One tensor per adapter, in guidance with the half for no picture first.
+    """One tensor per adapter; in guidance with what is for no picture, in the batch's order.
 
     Args:
-        pipeline: has the UNet, and `encode_image`.
+        pipeline: has the UNet, `encode_image`, and `_join` for the order of a guided batch.
         image: a picture, or a list with one per adapter.
-        embeds: or finished embeddings, per adapter; in guidance with both halves.
+        embeds: or finished embeddings, per adapter; in guidance composed as the result.
         device: where the result shall be.
         num_images_per_prompt: how often all of it is repeated.
-        do_classifier_free_guidance: whether the half for no picture is needed.
+        do_classifier_free_guidance: whether what is for no picture is needed.
 
     Raises:
         InputError: when the UNet has no adapter, or another number than there are pictures.
     """
     layers = adapters_of(pipeline.unet)
-    pairs: list[tuple[Tensor | None, Tensor]] = []
+    parts = parts_of(pipeline, do_classifier_free_guidance)
+    pairs: list[tuple[Tensor, Tensor | None]] = []
     if embeds is not None:
-        for value in _checked_embeds(embeds, layers, do_classifier_free_guidance):
-            negative, positive = value.chunk(2) if do_classifier_free_guidance else (None, value)
-            pairs.append((negative, positive))
+        for value in _checked_embeds(embeds, layers, len(parts)):
+            chunks = value.chunk(len(parts))
+            negative = chunks[parts.index(0)] if 0 in parts else None
+            pairs.append((chunks[parts.index(1)], negative))
     else:
         images = image if isinstance(image, list) else [image]
         if len(images) != len(layers):
@@ -133,18 +159,17 @@ def image_prompt(
             # The plain adapter projects one vector per picture; the others read hidden states.
             hidden = type(layer).__name__ != "ImageProjection"
             positive, negative = pipeline.encode_image(one, device, 1, hidden)
-            pairs.append((negative[None], positive[None]))
-    halves = [
-        [half for half in pair if half is not None] if do_classifier_free_guidance else [pair[1]]
-        for pair in pairs
-    ]
-    return [
-        torch.cat([torch.cat([half] * num_images_per_prompt) for half in pair]).to(device)
-        for pair in halves
-    ]
+            pairs.append((positive[None], negative[None]))
+    result = []
+    for positive, negative in pairs:
+        tensor = torch.cat([positive] * num_images_per_prompt)
+        if do_classifier_free_guidance and negative is not None:
+            tensor = pipeline._join(tensor, torch.cat([negative] * num_images_per_prompt))
+        result.append(tensor.to(device))
+    return result
 
 
-def _checked_embeds(embeds: list[Tensor], layers: list[Any], guided: bool) -> list[Tensor]:
+def _checked_embeds(embeds: list[Tensor], layers: list[Any], parts: int) -> list[Tensor]:
     if len(embeds) != len(layers):
         raise InputError(
             "`ip_adapter_image_embeds` must have same length as the number of IP Adapters. Got"
@@ -153,10 +178,10 @@ def _checked_embeds(embeds: list[Tensor], layers: list[Any], guided: bool) -> li
     for value, layer in zip(embeds, layers, strict=True):
         if hasattr(layer, "input_ndim"):  # one of this package
             fitting_embeds(layer, value)
-        if guided and len(value) % 2:
+        if len(value) % parts:
             raise InputError(
                 f"`ip_adapter_image_embeds` has {len(value)} rows, but with guidance there have to"
-                " be two halves: for no picture, and for the picture.",
+                f" be {parts} parts: for no picture, and for the picture.",
                 hint="`prepare_ip_adapter_image_embeds` makes both.",
             )
     return embeds

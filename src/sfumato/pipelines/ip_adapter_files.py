@@ -78,7 +78,11 @@ def read_tables(wish: Wish, hub: HubOptions) -> list[Tables]:
     if isinstance(wish.source, Mapping):
         return split_tables(wish.source, "The state dict")
     path = find_file(
-        wish.source, _WANTED, hub, weight_name=wish.weight_name, subfolder=wish.subfolder or None
+        wish.source,
+        _WANTED,
+        hub,
+        weight_name=wish.weight_name or None,
+        subfolder=wish.subfolder or None,
     )
     content = read_pickled(path) if path.suffix in _WANTED.pickles else read_safetensors(path)
     if not isinstance(content, Mapping):

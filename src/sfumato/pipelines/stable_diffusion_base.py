@@ -255,6 +255,8 @@ class StableDiffusionBase(
             embeds = self.prepare_ip_adapter_image_embeds(
                 image, image_embeds, device, batch_size, self.do_classifier_free_guidance
             )
+            parts = ip_adapter.parts_of(self, self.do_classifier_free_guidance)
+            ip_adapter.require_batch(embeds, batch_size * len(parts))
             conditions["added_cond_kwargs"] = {"image_embeds": embeds}
         else:
             ip_adapter.require_none(self.unet)
