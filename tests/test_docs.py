@@ -13,10 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import pytest
+import torch
+from safetensors.torch import save
 
 from sfumato import assets
 from sfumato.cli import COMMANDS
+from tests.checkpoints.hub_server import files_below, lay_out
 from tests.command import Run
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +47,27 @@ def package(model: Path, request: pytest.FixtureRequest) -> Path:
     return assets.embedded_model_path() if HAS_MODEL else request.getfixturevalue("embedded")
 
 
+@pytest.fixture
+def hub(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache with what the pages load by name from a hub, which is not asked."""
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    files = files_below(model)
+    half = {k.replace(".safet", ".fp16.safet"): v for k, v in files.items() if ".safet" in k}
+    vae = {"vae/dream.safetensors": files["vae/diffusion_pytorch_model.safetensors"]}
+    layer = "lora_unet_mid_block_attentions_0_proj_in"
+    lora = {f"{layer}.lora_down.weight": torch.ones(2, 64, 1, 1)}
+    lora |= {f"{layer}.lora_up.weight": torch.ones(64, 2, 1, 1)}
+    word = {"<cat-toy>": torch.ones(32)}
+    lay_out(cache, "stable-diffusion-v1-5/stable-diffusion-v1-5", files | half)
+    lay_out(cache, "someone/ink-style", {"ink.safetensors": save(lora), "old.safetensors": b""})
+    lay_out(cache, "sd-concepts-library/cat-toy", {"learned_embeds.safetensors": save(word)})
+    lay_out(cache, "someone/dreams", vae)
+    parts = {name: content for name, content in files.items() if name != "unet/config.json"}
+    lay_out(cache, "someone/half-a-model", parts)
+
+
+@pytest.mark.usefixtures("hub")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_blocks_of_a_page_run(
     page: Path, run: Run, package: Path, model: Path, monkeypatch: pytest.MonkeyPatch

@@ -25,6 +25,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 #: Extra, the module it brings, what it is for.
 EXTRAS = (
     ("hub", "huggingface_hub", "loading models by their hub name"),
+    ("yaml", "yaml", "reading `original_config` in YAML"),
     ("recipes", "resvg_py", "building the data set of the embedded model"),
 )
 MINIMUM_TORCH = (2, 10)

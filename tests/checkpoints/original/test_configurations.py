@@ -167,7 +167,7 @@ def test_yaml_without_pyyaml_says_what_to_install(
     import sys
 
     monkeypatch.setitem(sys.modules, "yaml", None)
-    with pytest.raises(ModuleNotFoundError, match="pip install pyyaml"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'sfumato\[yaml\]'"):
         open_checkpoint(v1, original_config=b"model: {params: {}}")
     as_json = json.dumps(original_yaml()).encode()
     assert open_checkpoint(v1, original_config=as_json).original is not None

@@ -94,12 +94,19 @@ def _parse(raw: bytes, where: str) -> Any:
     except ImportError:
         raise MissingDependencyError(
             f"{where} is YAML, and reading that needs PyYAML.",
-            hint="Run `pip install pyyaml`, or give the configuration as JSON.",
+            hint="Run `pip install 'sfumato[yaml]'`, or give the configuration as JSON.",
         ) from None
-    if b"<<" in raw:  # merged tables can grow exponentially
-        raise ConfigError(f"{where} merges tables with `<<`, which is not supported.")
+
+    class Loader(yaml.SafeLoader):
+        """Without references, by which a few lines can stand for more than any memory holds."""
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise ConfigError(f"{where} has references (`*name`), which are not supported.")
+            return super().compose_node(parent, index)
+
     try:
-        return yaml.safe_load(raw)
+        return yaml.load(raw, Loader)  # a safe one
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         first = str(error).partition("\n")[0]
         raise ConfigError(f"{where} is no YAML that can be read: {first[:200]}.") from None
@@ -248,7 +255,7 @@ def _scheduler(params: _Section) -> dict[str, Any]:
     if params.has("linear_end"):
         config["beta_end"] = params.number("linear_end")
     kind = params.values.get("beta_schedule", "linear")
-    if kind not in _BETA_SCHEDULES:
+    if not isinstance(kind, str) or kind not in _BETA_SCHEDULES:
         known = ", ".join(_BETA_SCHEDULES)
         raise ConfigError(
             f"{params.where}: `beta_schedule` has to be one of {known}, not {str(kind)[:40]!r}."
