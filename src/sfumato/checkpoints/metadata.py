@@ -56,6 +56,12 @@ class Recipe(Config):
         dtype: of the computation, such as ``"float32"``; not part of an infotext.
         rng: where the noise was drawn: ``"CPU"``, ``"NV"`` for an NVIDIA card, ``"ComfyUI"``.
         prompt_syntax: see `sfumato.text.prompt`.
+        strength: how much of a given picture, or of a first pass, was drawn anew, 0 to 1.
+        init_image, mask, control_image: files; not part of an infotext, as is ``outpaint``: pixels
+            added on the left, above, on the right and below, as ``"0,0,64,0"``.
+        hires_scale, hires_upscaler, hires_steps: of a second pass; see docs/pipelines.md.
+        tiling: ``"True"``, ``"x"`` or ``"y"``.
+        controlnet: folder of a ControlNet; ``control_strength`` how strongly it acted.
         version: the program that drew it.
         extra: entries of an infotext that sfumato does not know.
     """
@@ -80,6 +86,17 @@ class Recipe(Config):
     dtype: str | None = None
     rng: str | None = None
     prompt_syntax: str | None = None
+    strength: float | None = None
+    init_image: str | None = None
+    mask: str | None = None
+    outpaint: str | None = None
+    hires_scale: float | None = None
+    hires_upscaler: str | None = None
+    hires_steps: int | None = None
+    tiling: str | None = None
+    controlnet: str | None = None
+    control_image: str | None = None
+    control_strength: float | None = None
     version: str | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
 
@@ -114,12 +131,16 @@ _INT_RANGES = {
     "width": (1, 1 << 20),
     "height": (1, 1 << 20),
     "clip_skip": (1, 1000),
+    "hires_steps": (1, 100_000),
 }
 _FLOAT_RANGES = {
     "cfg_scale": (-1e6, 1e6),
     "eta": (0.0, 1.0),
     "guidance_rescale": (0.0, 1.0),
     "variation_strength": (0.0, 1.0),
+    "strength": (0.0, 1.0),
+    "hires_scale": (1.0, 8.0),
+    "control_strength": (-100.0, 100.0),
 }
 _TEXT_FIELDS = (
     "prompt",
@@ -132,6 +153,13 @@ _TEXT_FIELDS = (
     "rng",
     "seed_resize_from",
     "prompt_syntax",
+    "init_image",
+    "mask",
+    "outpaint",
+    "hires_upscaler",
+    "tiling",
+    "controlnet",
+    "control_image",
     "version",
 )
 
@@ -149,8 +177,13 @@ _ENTRIES: tuple[tuple[str, str, type], ...] = (
     ("Variation seed", "variation_seed", int),
     ("Variation seed strength", "variation_strength", float),
     ("Seed resize from", "seed_resize_from", str),
+    ("Denoising strength", "strength", float),
     ("Clip skip", "clip_skip", int),
     ("RNG", "rng", str),
+    ("Tiling", "tiling", str),
+    ("Hires upscale", "hires_scale", float),
+    ("Hires steps", "hires_steps", int),
+    ("Hires upscaler", "hires_upscaler", str),
     ("Eta", "eta", float),
     ("CFG rescale", "guidance_rescale", float),
     ("Prompt syntax", "prompt_syntax", str),
