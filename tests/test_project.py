@@ -43,6 +43,7 @@ TORCH_FREE = (
     "sfumato.cli.generate",
     "sfumato.cli.prompting",
     "sfumato.cli.request",
+    "sfumato.cli.saving",
     "sfumato.cli.pictures",
     "sfumato.cli.info",
     "sfumato.cli.samplers",

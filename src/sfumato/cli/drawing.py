@@ -22,7 +22,6 @@ from sfumato.checkpoints.file_hashes import hash_file
 from sfumato.checkpoints.files import is_regular, shown
 from sfumato.checkpoints.metadata import Recipe
 from sfumato.cli.console import is_terminal, note
-from sfumato.cli.picture_drawing import draw_recipe
 from sfumato.cli.request import Request, choose_sampler, read_size
 from sfumato.errors import CheckpointError
 from sfumato.pipelines.sampler_names import AUTOMATIC, names_of, normalized, scheduler_for
@@ -53,7 +52,8 @@ def draw(request: Request) -> Iterator[Drawn]:
     dtype = pick_dtype(request.recipe.dtype or "auto", device)
     set_threads(request.threads)
     model_hash = _model_hash(request)
-    pipe = _load(request.model.path, dtype).to(device)
+    pipe = _load(request.model.path, dtype)
+    request.saving.place(pipe, device)
     recipe = _set_sampler(pipe, request.recipe).replace(
         dtype=str(dtype).removeprefix("torch."),
         model=request.model.name,
@@ -97,9 +97,10 @@ def _draw_one(
 ) -> Drawn:
     pipe.set_progress_bar_config(disable=not is_terminal(sys.stderr), desc=label, leave=False)
     start = time.perf_counter()
-    result: Any = draw_recipe(
-        pipe,
-        recipe,
+    result: Any = pipe(
+        recipe.prompt,
+        height=recipe.height,
+        width=recipe.width,
         num_inference_steps=recipe.steps or 1,
         guidance_scale=recipe.cfg_scale or 0.0,
         negative_prompt=recipe.negative_prompt or None,

@@ -18,8 +18,8 @@ from sfumato.checkpoints.metadata import MAX_SEED, Recipe
 from sfumato.checkpoints.model_index import DEFAULTS_NAME
 from sfumato.checkpoints.png import read_recipe
 from sfumato.cli.models import Model, find_model
-from sfumato.cli.picture_options import check_pictures
 from sfumato.cli.prompting import add_loras, check_syntax, check_tags, lora_files
+from sfumato.cli.saving import Saving
 from sfumato.diffusion.rng import DISPLAY_NAMES, RNG_NAMES, find_rng
 from sfumato.errors import ConfigError, ImageError, InputError
 from sfumato.pipelines.sampler_names import (
@@ -51,6 +51,7 @@ class Request:
         model: what to draw with.
         count: pictures for each prompt, with the seeds ``recipe.seed + 0, 1, ...``.
         device, threads: as in `sfumato.runtime.device`.
+        saving: how to save memory.
         expected_hash: of the model that drew the picture to replay.
     """
 
@@ -61,6 +62,7 @@ class Request:
     count: int
     device: str
     threads: int | None
+    saving: Saving
     expected_hash: str | None
 
 
@@ -75,6 +77,7 @@ def build_request(
     count: int,
     device: str,
     threads: int | None,
+    saving: Saving | None = None,
 ) -> Request:
     """Put the layers together and check what can be checked without the model.
 
@@ -114,7 +117,6 @@ def build_request(
     files = lora_files(lora_dir)
     prompts = add_loras(prompts, loras, files, syntax)
     check_tags(prompts, files, syntax)
-    check_pictures(layers)
     recipe = Recipe(**{**layers, "prompt": prompts[0]})
     _check(recipe, count)
     return Request(
@@ -125,6 +127,7 @@ def build_request(
         count=count,
         device=device,
         threads=threads,
+        saving=saving or Saving(),
         expected_hash=drawn.model_hash if drawn is not None else None,
     )
 
