@@ -22,6 +22,7 @@ from sfumato.checkpoints.file_hashes import hash_file
 from sfumato.checkpoints.files import is_regular, shown
 from sfumato.checkpoints.metadata import Recipe
 from sfumato.cli.console import is_terminal, note
+from sfumato.cli.picture_drawing import draw_recipe
 from sfumato.cli.request import Request, choose_sampler, read_size
 from sfumato.errors import CheckpointError
 from sfumato.pipelines.sampler_names import AUTOMATIC, names_of, normalized, scheduler_for
@@ -97,10 +98,9 @@ def _draw_one(
 ) -> Drawn:
     pipe.set_progress_bar_config(disable=not is_terminal(sys.stderr), desc=label, leave=False)
     start = time.perf_counter()
-    result: Any = pipe(
-        recipe.prompt,
-        height=recipe.height,
-        width=recipe.width,
+    result: Any = draw_recipe(
+        pipe,
+        recipe,
         num_inference_steps=recipe.steps or 1,
         guidance_scale=recipe.cfg_scale or 0.0,
         negative_prompt=recipe.negative_prompt or None,

@@ -149,6 +149,46 @@ GuidanceRescale = Annotated[
     _Number("--guidance-rescale", min=0, max=1, help="Against overexposure by guidance."),
 ]
 Eta = Annotated[float | None, _Number("--eta", min=0, max=1, help="DDIM's share of fresh noise.")]
+InitImage = Annotated[
+    Path | None,
+    _Option("-i", "--init-img", "--init-image", metavar="PICTURE", help="Picture to begin from."),
+]
+Strength = Annotated[
+    float | None,
+    _Number(
+        "--strength", min=0, max=1, help="How much to draw anew. [default: 0.75; all of masks]"
+    ),
+]
+Mask = Annotated[
+    Path | None, _Option("--mask", metavar="PICTURE", help="White where to draw into --init-img.")
+]
+Outpaint = Annotated[
+    str | None,
+    _Option("--outpaint", metavar="PIXELS", help="Room to add around --init-img: 64, or 0,0,64,0."),
+]
+Hires = Annotated[
+    float | None,
+    _Number("--hires", min=1, max=8, help="Draw smaller by this factor first, then in full size."),
+]
+HiresUpscaler = Annotated[
+    str | None,
+    _Name("--hires-upscaler", help="latent, latent-nearest, latent-bicubic, lanczos, bicubic, ..."),
+]
+HiresSteps = Annotated[
+    int | None, _Count("--hires-steps", min=1, max=1000, help="Of the second pass.")
+]
+Tiling = Annotated[
+    str | None, _Name("--tiling", help="Draw what joins without a seam: both, x or y.")
+]
+ControlNet = Annotated[
+    str | None, _Option("--controlnet", metavar="FOLDER", help="ControlNet to draw under.")
+]
+ControlImage = Annotated[
+    Path | None, _Option("--control-image", metavar="PICTURE", help="What it is to go by.")
+]
+ControlStrength = Annotated[
+    float | None, _Number("--control-strength", min=-100, max=100, help="How strongly it acts.")
+]
 Replay = Annotated[
     Path | None,
     _Option(
@@ -205,6 +245,17 @@ def generate(
     clip_skip: ClipSkip = None,
     guidance_rescale: GuidanceRescale = None,
     eta: Eta = None,
+    init_image: InitImage = None,
+    strength: Strength = None,
+    mask: Mask = None,
+    outpaint: Outpaint = None,
+    hires: Hires = None,
+    hires_upscaler: HiresUpscaler = None,
+    hires_steps: HiresSteps = None,
+    tiling: Tiling = None,
+    controlnet: ControlNet = None,
+    control_image: ControlImage = None,
+    control_strength: ControlStrength = None,
     replay: Replay = None,
     device: Device = "auto",
     dtype: DType = None,
@@ -220,6 +271,7 @@ def generate(
 
     sfumato "a red apple"
     """
+    from sfumato.cli.picture_options import read_pictures
     from sfumato.cli.pictures import check_output
     from sfumato.cli.request import build_request, read_size
 
@@ -247,6 +299,21 @@ def generate(
             "guidance_rescale": guidance_rescale,
             "eta": eta,
             "dtype": dtype,
+            **read_pictures(
+                {
+                    "init_image": init_image,
+                    "strength": strength,
+                    "mask": mask,
+                    "outpaint": outpaint,
+                    "hires_scale": hires,
+                    "hires_upscaler": hires_upscaler,
+                    "hires_steps": hires_steps,
+                    "tiling": tiling,
+                    "controlnet": controlnet,
+                    "control_image": control_image,
+                    "control_strength": control_strength,
+                }
+            ),
         },
         prompts=_prompts(words or [], prompt),
         loras=lora or [],

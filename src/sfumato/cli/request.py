@@ -18,6 +18,7 @@ from sfumato.checkpoints.metadata import MAX_SEED, Recipe
 from sfumato.checkpoints.model_index import DEFAULTS_NAME
 from sfumato.checkpoints.png import read_recipe
 from sfumato.cli.models import Model, find_model
+from sfumato.cli.picture_options import check_pictures
 from sfumato.cli.prompting import add_loras, check_syntax, check_tags, lora_files
 from sfumato.cli.saving import Saving
 from sfumato.diffusion.rng import DISPLAY_NAMES, RNG_NAMES, find_rng
@@ -117,6 +118,7 @@ def build_request(
     files = lora_files(lora_dir)
     prompts = add_loras(prompts, loras, files, syntax)
     check_tags(prompts, files, syntax)
+    check_pictures(layers)
     recipe = Recipe(**{**layers, "prompt": prompts[0]})
     _check(recipe, count)
     return Request(
