@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sfumato.models import bands
 from sfumato.models.autoencoder import AutoencoderKL
 from sfumato.models.bands import Computed, Held, convolved, cut, doubled, halved, statistics
+from sfumato.pipelines.seamless import seamless
 
 SMALL: dict[str, Any] = {
     "block_out_channels": (16, 24, 32),
@@ -156,3 +157,16 @@ def test_convolutions_see_across_borders(height: int, rows: int) -> None:
     expected = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
     assert torch.equal(torch.cat(list(large.read()), 2), expected)
     assert large.shape == expected.shape
+
+
+@pytest.mark.parametrize("tiling", ["x", "y", True])
+@torch.no_grad()
+def test_pictures_that_join_at_their_edges_still_do(
+    tiling: bool | str, caplog: pytest.LogCaptureFixture
+) -> None:
+    vae, z = small_vae(), torch.randn(1, 4, 10, 9)
+    with seamless(tiling):
+        whole = vae.decode(z).sample
+        vae.enable_tiling()
+        assert apart(vae.decode(z).sample, whole) < 1e-5
+    assert ("VAE tiling is left out" in caplog.text) == (tiling != "x")

@@ -6,6 +6,7 @@ Models" (arXiv:2112.10752); configuration fields and weight names are diffusers'
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, overload
@@ -17,11 +18,14 @@ from sfumato.config import Config, check_choice, check_int
 from sfumato.errors import ConfigError
 from sfumato.models import checks
 from sfumato.models.attention_model import AttentionModel
+from sfumato.models.bands import rows_wrap
 from sfumato.models.distributions import DiagonalGaussianDistribution, Generators
 from sfumato.models.layers import ACTIVATIONS
 from sfumato.models.tiling import blend, run_tiled
 from sfumato.models.vae_blocks import Decoder, Encoder
 from sfumato.outputs import BaseOutput
+
+logger = logging.getLogger(__name__)
 
 DOWN_BLOCKS = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")
 UP_BLOCKS = ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")
@@ -253,7 +257,10 @@ class AutoencoderKL(AttentionModel[AutoencoderKLConfig]):
             return self._image(z, self._band_pixels())
         return self._tiled(self._image, z, self.tile_latent_min_size, self.tile_sample_min_size)
 
-    def _band_pixels(self) -> int:
+    def _band_pixels(self) -> int | None:
+        if rows_wrap():
+            logger.warning("VAE tiling is left out: the picture's upper and lower edges join.")
+            return None
         return self.tile_sample_min_size**2 // 8
 
     def _tiled(

@@ -95,6 +95,16 @@ def cut(x: Tensor, pixels: int) -> Held:
     return Held(shape, list(x.split(band_rows(shape, pixels), dim=2)))
 
 
+def rows_wrap() -> bool:
+    """Whether convolutions take what lies beyond the upper edge from the lower one at present.
+
+    A pipeline that draws pictures without seams changes them so. Bands cannot see that far.
+    """
+    column, above = torch.tensor([0.0, 0.0, 1.0]), torch.tensor([1.0, 0.0, 0.0])
+    seen = F.conv2d(column.view(1, 1, 3, 1), above.view(1, 1, 3, 1), padding=(1, 0))
+    return bool(seen[0, 0, 0, 0] != 0)
+
+
 # Steps
 
 
