@@ -41,10 +41,12 @@ def test_a_missing_model_and_manifest_are_found(run: Run, embedded: Path) -> Non
 def test_a_missing_extra_comes_with_the_way_to_install_it(
     run: Run, embedded: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    missing = [(extra, f"no-{package}", purpose) for extra, package, purpose in doctor.EXTRAS]
+    monkeypatch.setattr(doctor, "EXTRAS", missing)
     said = run("doctor")
     assert said.code == 0
-    assert "pip install 'sfumato[hub]'" in said.out
+    for extra in ("hub", "yaml"):
+        assert f"pip install 'sfumato[{extra}]'" in said.out
 
 
 def test_an_old_torch_fails(run: Run, embedded: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -22,10 +21,10 @@ from sfumato.errors import SfumatoError
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
-#: Extra, the module it brings, what it is for.
+#: Extra, the package it brings, what it is for.
 EXTRAS = (
     ("hub", "huggingface_hub", "loading models by their hub name"),
-    ("yaml", "yaml", "reading `original_config` in YAML"),
+    ("yaml", "pyyaml", "reading `original_config` in YAML"),
     ("recipes", "resvg_py", "building the data set of the embedded model"),
 )
 MINIMUM_TORCH = (2, 10)
@@ -154,11 +153,11 @@ def _model() -> Iterator[Finding]:
 
 
 def _extras() -> Iterator[Finding]:
-    for extra, module, purpose in EXTRAS:
-        if find_spec(module) is not None:
-            version = metadata.version(module)
-            yield Finding(name=f"extra {extra}", state="ok", detail=f"{module} {version}")
-        else:
+    for extra, package, purpose in EXTRAS:
+        try:
+            version = metadata.version(package)
+            yield Finding(name=f"extra {extra}", state="ok", detail=f"{package} {version}")
+        except metadata.PackageNotFoundError:
             yield Finding(
                 name=f"extra {extra}",
                 state="note",
