@@ -26,7 +26,7 @@ from sfumato.checkpoints.arguments import (
 from sfumato.checkpoints.atomic import atomic_directory
 from sfumato.checkpoints.files import checked_path, shown
 from sfumato.checkpoints.fitting import assign, build_without_memory, check_fit
-from sfumato.checkpoints.header import read_header
+from sfumato.checkpoints.header import Header, read_header
 from sfumato.checkpoints.hub import local_copy
 from sfumato.checkpoints.hub_files import network_files
 from sfumato.checkpoints.hub_names import take_hub_options
@@ -124,12 +124,13 @@ def load_model(
         fall_back=variant_fallback,
     )
     where = shown(files.paths[0] if files.weight_map is None else folder)
-    shapes = _shapes_in_headers(files) if files.safe else None
+    headers = {path: read_header(path) for path in files.paths} if files.safe else {}
     model = build_without_memory(model_class, config)
-    if shapes is not None:  # whether the weights fit is known before they are read
-        check_fit(model, shapes, where)
-    tensors = _read_all(files, wanted, torch.device(device), check_finite, disable_mmap)
-    if shapes is None:
+    if headers:  # whether the weights fit is known before they are read
+        entries = each_shard(files, lambda path: headers[path].entries)
+        check_fit(model, {name: entry.shape for name, entry in entries}, where)
+    tensors = _read_all(files, headers, wanted, torch.device(device), check_finite, disable_mmap)
+    if not headers:
         check_fit(model, {name: tuple(t.shape) for name, t in tensors.items()}, where)
     assign(model, tensors, where)
     # What is no parameter of the file: buffers that the network made itself.
@@ -211,25 +212,26 @@ def _overrides(model_class: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return left
 
 
-def _shapes_in_headers(files: WeightFiles) -> dict[str, tuple[int, ...]]:
-    entries = each_shard(files, lambda path: read_header(path).entries)
-    return {name: entry.shape for name, entry in entries}
-
-
 def _read_all(
     files: WeightFiles,
+    headers: Mapping[Path, Header],
     dtype: torch.dtype | None,
     device: torch.device,
     check_finite: bool | None,
     disable_mmap: bool,
 ) -> dict[str, torch.Tensor]:
-    read = partial(
-        read_safetensors if files.safe else read_pickle,
-        dtype=dtype,
-        device=device,
-        check_finite=check_finite,
-        mmap=False if disable_mmap else None,
-    )
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "device": device,
+        "check_finite": check_finite,
+        "mmap": False if disable_mmap else None,
+    }
+
+    def read(path: Path) -> dict[str, torch.Tensor]:
+        if files.safe:
+            return read_safetensors(path, header=headers[path], **options)
+        return read_pickle(path, **options)
+
     tensors = dict(each_shard(files, read))
     if dtype is None:  # 'auto': one type for all, that of the first
         dtype = floating_dtype(tensors.values(), None)

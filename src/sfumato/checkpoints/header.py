@@ -22,6 +22,10 @@ from sfumato.errors import CheckpointError
 #: The format's own limit on the length of the header.
 MAX_HEADER_BYTES = 100_000_000
 
+#: Commas and brackets in a header; a tensor takes some ten. As Python's objects, the most that
+#: this allows take some hundred megabytes, a header of empty lists alone would take gigabytes.
+_MAX_VALUES = 2**22
+
 #: Bits of one number, by the format's name of the dtype.
 DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
@@ -45,11 +49,23 @@ class TensorEntry:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A checked header: entries in the order of their bytes, and the free text beside them."""
+    """A checked header.
+
+    Attributes:
+        entries: in the order of their bytes.
+        metadata: the free text beside them.
+        file_size: in bytes.
+        stamp: tells the file, and its state when the header was read.
+    """
 
     entries: Mapping[str, TensorEntry]
     metadata: Mapping[str, str]
     file_size: int
+    stamp: tuple[int, ...] = ()
+
+    def is_of(self, file: BinaryIO) -> bool:
+        """Whether it was read from this open file, and that has not changed since."""
+        return self.stamp == _stamp(file)
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
@@ -99,11 +115,19 @@ def parse_header(file: BinaryIO, path: Path) -> Header:
         name: TensorEntry(e.dtype, e.shape, e.start + offset, e.stop + offset)
         for name, e in entries.items()
     }
-    return Header(placed, metadata, size)
+    return Header(placed, metadata, size, _stamp(file))
+
+
+def _stamp(file: BinaryIO) -> tuple[int, ...]:
+    """What differs between two files, and between two states of one."""
+    found = os.fstat(file.fileno())
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _parse_entries(raw: bytes) -> tuple[dict[str, TensorEntry], dict[str, str]]:
     """The entries in the order of their bytes (positions relative to the data), and metadata."""
+    if sum(map(raw.count, (b",", b"[", b"{"))) > _MAX_VALUES:
+        raise ValueError("it has more entries than any model has tensors")
     try:
         table = json.loads(
             raw.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_no_constant

@@ -94,7 +94,7 @@ def open_source(path: str | os.PathLike[str]) -> Source:
 
 class _SafetensorsSource:
     def __init__(self, path: Path, header: Header) -> None:
-        self._path = path
+        self._path, self._header = path, header
         self.where = shown(path)
         self.tensors: Mapping[str, Stored] = {
             n: Stored(e.dtype, e.shape) for n, e in header.entries.items()
@@ -105,7 +105,7 @@ class _SafetensorsSource:
     def read(self, names: Iterable[str], **options: Any) -> dict[str, torch.Tensor]:
         from sfumato.checkpoints.tensors import read_safetensors
 
-        return read_safetensors(self._path, names=names, **options)
+        return read_safetensors(self._path, names=names, header=self._header, **options)
 
 
 class _PickleSource:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,6 +30,9 @@ MAP_FROM_BYTES = 64 * 2**20
 #: everything that is read. A check of 2 GiB in the system's cache takes a tenth of a second, but it
 #: makes the disk deliver the whole file.
 CHECK_MAPPED_BELOW = 2 * 2**30
+
+#: How much of a tensor is converted at a time; a multiple of every dtype's size.
+_PIECE_BYTES = 2**22
 
 TORCH_DTYPES = {
     "BOOL": torch.bool,
@@ -60,6 +64,7 @@ def read_safetensors(
     device: str | torch.device = "cpu",
     check_finite: bool | None = None,
     mmap: bool | None = None,
+    header: Header | None = None,
 ) -> dict[str, torch.Tensor]:
     """The tensors of a safetensors file, by name.
 
@@ -72,6 +77,7 @@ def read_safetensors(
         check_finite: refuse NaN and infinity; ``None`` checks all but mapped files from 2 GiB on.
         mmap: ``True`` maps the file, ``False`` reads it, ``None`` maps from 64 MiB on. Mapped
             tensors are private: writing to them does not change the file.
+        header: of the file, if it was read already; it is read again when the file has changed.
 
     Raises:
         CheckpointError: when the file is not readable, not sound, holds a dtype that torch lacks,
@@ -80,7 +86,8 @@ def read_safetensors(
     path = Path(path)
     device = torch.device(device)
     with open_regular(path) as file:
-        header = parse_header(file, path)
+        if header is None or not header.is_of(file):
+            header = parse_header(file, path)
         if mmap is None:
             mmap = header.file_size >= MAP_FROM_BYTES
         if names is not None:
@@ -88,12 +95,22 @@ def read_safetensors(
         mapped = mmap and stay((entry.dtype for entry in header.entries.values()), dtype)
         if check_finite is None:
             check_finite = not mapped or header.file_size < CHECK_MAPPED_BELOW
-        tensors = _mapped(file, path, header) if mapped else _read(file, path, header)
-        result = {}
-        for name, tensor in tensors:
-            result[name] = converted = cast(tensor, dtype, device)
-            if check_finite:
-                require_finite(name, converted, path, before=tensor)
+        pages = MappedFile(file, path) if mapped else None
+        piece = torch.empty(0 if mapped else _PIECE_BYTES, dtype=torch.uint8)
+        result: dict[str, torch.Tensor] = {}
+        for name, entry in header.entries.items():
+            stored = _torch_dtype(path, name, entry)
+            if pages is not None:
+                tensor = pages.numbers(entry.start, entry.stop - entry.start, stored)
+                tensor = tensor.view(entry.shape)
+            else:
+                tensor = _read(file, path, entry, stored, dtype, piece)
+            result[name] = tensor.to(device)
+            if check_finite and not is_finite(result[name]):
+                original = _read(file, path, entry, stored, None, piece)
+                require_finite(name, result[name], path, before=original)
+        if os.fstat(file.fileno()).st_size != header.file_size:
+            raise _changed(path)
     return result
 
 
@@ -174,26 +191,45 @@ def _narrowed(header: Header, names: Iterable[str], path: Path) -> Header:
     if missing := wanted - set(header.entries):
         raise CheckpointError(f"{shown(path)} has no tensor {min(missing)[:80]!r}.")
     entries = {name: entry for name, entry in header.entries.items() if name in wanted}
-    return Header(entries, header.metadata, header.file_size)
+    return replace(header, entries=entries)
 
 
-def _mapped(file: BinaryIO, path: Path, header: Header) -> Iterator[tuple[str, torch.Tensor]]:
-    pages = MappedFile(file, path)
-    for name, entry in header.entries.items():
-        dtype = _torch_dtype(path, name, entry)
-        yield name, pages.numbers(entry.start, entry.stop - entry.start, dtype).view(entry.shape)
+def _read(
+    file: BinaryIO,
+    path: Path,
+    entry: TensorEntry,
+    stored: torch.dtype,
+    dtype: torch.dtype | None,
+    piece: torch.Tensor,
+) -> torch.Tensor:
+    """One tensor, converted piece by piece, so that it is never in memory twice.
+
+    One buffer for the pieces serves all tensors: taken and freed each time, it would leave holes.
+    """
+    size = entry.stop - entry.start
+    file.seek(entry.start)
+    if stay([entry.dtype], dtype):
+        raw = torch.empty(size, dtype=torch.uint8)
+        _fill(raw, file, path)
+        return raw.view(stored).view(entry.shape)
+    result = torch.empty(entry.shape, dtype=dtype)
+    left = result.view(-1)
+    while len(left):
+        piece = piece[: len(left) * stored.itemsize]
+        _fill(piece, file, path)
+        numbers = piece.view(stored)
+        left[: len(numbers)] = numbers
+        left = left[len(numbers) :]
+    return result
 
 
-def _read(file: BinaryIO, path: Path, header: Header) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, entry in header.entries.items():
-        dtype = _torch_dtype(path, name, entry)
-        file.seek(entry.start)
-        raw = torch.empty(entry.stop - entry.start, dtype=torch.uint8)
-        if raw.numel() and file.readinto(raw.numpy()) != raw.numel():  # type: ignore[attr-defined]
-            raise CheckpointError(f"{shown(path)} changed while it was read.", hint="Try again.")
-        yield name, raw.view(dtype).view(entry.shape)
-    if os.fstat(file.fileno()).st_size != header.file_size:
-        raise CheckpointError(f"{shown(path)} changed while it was read.", hint="Try again.")
+def _fill(raw: torch.Tensor, file: BinaryIO, path: Path) -> None:
+    if raw.numel() and file.readinto(raw.numpy()) != raw.numel():  # type: ignore[attr-defined]
+        raise _changed(path)
+
+
+def _changed(path: Path) -> CheckpointError:
+    return CheckpointError(f"{shown(path)} changed while it was read.", hint="Try again.")
 
 
 def _torch_dtype(path: Path, name: str, entry: TensorEntry) -> torch.dtype:

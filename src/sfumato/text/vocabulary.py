@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,8 @@ class Vocabulary:
         _check_ids(self.tokens)
         if not _is_unicode("".join(self.tokens)):
             raise TokenizerError("A token is not valid Unicode.", hint=_BAD_FILE_HINT)
-        needed = {part for pair in self.merges for part in (*pair, "".join(pair))}
-        if not needed <= self.tokens.keys():
+        parts = chain(chain.from_iterable(self.merges), map("".join, self.merges))
+        if not all(map(self.tokens.__contains__, parts)):
             raise _missing(self.tokens, self.merges)
 
 
@@ -174,15 +175,16 @@ def _merges_of_text(text: str, name: str) -> list[tuple[str, str]]:
     """The pairs in a ``merges.txt``, each once."""
     lines = text.strip().split("\n")
     header = 1 if "#version" in lines[0] else 0
-    pairs = [tuple(line.split()) for line in lines[header : header + MAX_MERGES_IN_TEXT]]
-    for number, pair in enumerate(pairs, start=header):
-        if len(pair) != 2:
-            raise TokenizerError(
-                f"Line {number + 1} of {name} has to be two tokens with a space between them but "
-                f"is {lines[number][:40]!r}.",
-                hint=_BAD_FILE_HINT,
-            )
-    return list(dict.fromkeys(pairs))
+    lines = lines[header : header + MAX_MERGES_IN_TEXT]
+    pairs: list[Any] = [tuple(line.split()) for line in lines]
+    if {*map(len, pairs)} - {2}:
+        number = next(i for i, pair in enumerate(pairs) if len(pair) != 2)
+        raise TokenizerError(
+            f"Line {header + number + 1} of {name} has to be two tokens with a space between them "
+            f"but is {lines[number][:40]!r}.",
+            hint=_BAD_FILE_HINT,
+        )
+    return pairs if len({*lines}) == len(lines) else list(dict.fromkeys(pairs))
 
 
 def _read_text(file: Path) -> str:
