@@ -5,9 +5,8 @@ calls it; this one keeps names as names. What a name stands for is decided by a 
 of ours (see `pickle_names`); objects of any other class become an `Opaque` note of what the file
 said, or the file is refused.
 
-Time and memory are linear in the bytes read, whatever they say: nothing is hashed but plain
-values, integers are short, every object takes at least one byte of the file, and what calls are
-given is counted.
+Time and memory are linear in the bytes read, whatever they say, and bounded: nothing is hashed but
+plain values, integers are short, opcodes are counted, and so is what calls are given.
 
 Opcodes are documented in Python's ``pickletools``.
 """
@@ -23,6 +22,9 @@ from typing import Any
 _TEXT_INTEGER = 24  # more digits than any 64-bit number has
 _MAX_INTEGER_BYTES = 16
 _MAX_INTEGER_KEY = 2**24
+
+#: A checkpoint with an optimizer's state has less than a million; each may make an object.
+_MAX_OPCODES = 2**22
 
 
 class PickleError(ValueError):
@@ -44,6 +46,9 @@ class Name:
 class Opaque:
     """An object of a class that is not known here: what the file says of it, and nothing else.
 
+    Its text is its name alone: values of a pickle can share their parts so that spelling them out
+    would never end.
+
     Attributes:
         name: of its class, or of the function that would have made it.
         arguments: that the class or function would have been called with.
@@ -53,17 +58,20 @@ class Opaque:
     """
 
     name: Name
-    arguments: tuple[Any, ...] = ()
-    state: Any = None
-    items: dict[Any, Any] = field(default_factory=dict)
-    elements: list[Any] = field(default_factory=list)
+    arguments: tuple[Any, ...] = field(default=(), repr=False)
+    state: Any = field(default=None, repr=False)
+    items: dict[Any, Any] = field(default_factory=dict, repr=False)
+    elements: list[Any] = field(default_factory=list, repr=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UnusualKey:
     """In place of a dictionary's key that is no short plain value; equal to itself alone."""
 
-    value: Any
+    value: Any = field(repr=False)
+
+    def __str__(self) -> str:
+        return f"a key of the type {type(self.value).__name__}"
 
 
 #: Makes a value from a name and arguments; raises `PickleError` to refuse them.
@@ -111,7 +119,7 @@ class _Machine:
         self.budget = 2**20 + 16 * len(data)  # for arguments, which a pickle may give repeatedly
 
     def run(self) -> Any:
-        while True:
+        for _ in range(_MAX_OPCODES):
             opcode = self.take(1)
             if opcode == b".":
                 if self.outer or len(self.stack) != 1:
@@ -121,6 +129,7 @@ class _Machine:
             if handler is None:
                 raise PickleError(f"the pickle has the opcode {opcode!r}, which is never needed")
             handler(self)
+        raise PickleError("the pickle is absurdly long")
 
     # Bytes in
 

@@ -17,7 +17,12 @@ from typing import Any, BinaryIO
 
 from sfumato.checkpoints.files import open_regular, shown
 from sfumato.checkpoints.header import DTYPE_BITS, what_it_looks_like
-from sfumato.checkpoints.pickle_machine import Opaque, PickleError, read_pickle_data
+from sfumato.checkpoints.pickle_machine import (
+    Opaque,
+    PickleError,
+    UnusualKey,
+    read_pickle_data,
+)
 from sfumato.checkpoints.pickle_names import RefusedName
 from sfumato.checkpoints.torch_rebuild import Storage, StoredTensor, call, storage_of
 from sfumato.errors import CheckpointError
@@ -256,8 +261,9 @@ def stored_tensors(file: TorchFile) -> dict[str, StoredTensor]:
         raise CheckpointError(f"{shown(file.path)} holds no tensor.")
     for name, tensor in table.items():
         if not isinstance(name, str):
+            kind = str(name) if isinstance(name, UnusualKey) else type(name).__name__
             raise CheckpointError(
-                f"{shown(file.path)}: the tensor name {ascii(name)[:80]} is no text."
+                f"{shown(file.path)}: the name of a tensor is no text but {kind}."
             )
         check_stored(file, name, tensor)
     return table

@@ -167,7 +167,7 @@ def _only_parameter(parameters: Mapping[Any, Any] | None, where: str) -> Any:
 
 def _checked(token: Any, vectors: Tensor, where: str) -> Embedding:
     if token is not None and not isinstance(token, str):
-        raise InputError(f"{where} has the token {str(token)[:80]!r}, which is no text.")
+        raise InputError(f"{where} has a token that is no text but {type(token).__name__}.")
     if vectors.ndim == 1:
         vectors = vectors[None]
     if vectors.ndim != 2 or 0 in vectors.shape or not vectors.is_floating_point():
