@@ -181,7 +181,7 @@ Tiling = Annotated[
     str | None, _Name("--tiling", help="Draw what joins without a seam: both, x or y.")
 ]
 ControlNet = Annotated[
-    str | None, _Option("--controlnet", metavar="FOLDER", help="ControlNet to draw under.")
+    str | None, _Option("--controlnet", metavar="MODEL", help="ControlNet: folder or file.")
 ]
 ControlImage = Annotated[
     Path | None, _Option("--control-image", metavar="PICTURE", help="What it is to go by.")

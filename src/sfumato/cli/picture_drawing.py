@@ -104,7 +104,10 @@ def _shared(pipe: Any, cls: Any, recipe: Recipe) -> Any:
 
 @lru_cache(maxsize=1)
 def _controlnet(path: str, unet: Any) -> ControlNetModel:
-    net = ControlNetModel.from_pretrained(path, torch_dtype=unet.dtype)
+    load = ControlNetModel.from_pretrained
+    if Path(path).is_file():
+        load = ControlNetModel.from_single_file
+    net = load(path, torch_dtype=unet.dtype)
     return net.to(unet.device).eval()
 
 

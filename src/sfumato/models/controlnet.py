@@ -166,6 +166,31 @@ class ControlNetModel(UNetEncoder[ControlNetConfig]):
             net.load_state_dict(own | {k: v for k, v in unet.state_dict().items() if k in own})
         return net
 
+    @classmethod
+    def from_single_file(
+        cls,
+        pretrained_model_link_or_path_or_dict: str | PathLike[str] | Mapping[str, Tensor],
+        *,
+        torch_dtype: torch.dtype | None = torch.float32,
+        **kwargs: Any,
+    ) -> Any:
+        """Load from a file in the layout of the original code, as ``control_v11p_sd15_canny.pth``.
+
+        Args:
+            pretrained_model_link_or_path_or_dict: the file.
+            torch_dtype: of the weights; None keeps the file's.
+            kwargs: fields of the configuration to override.
+
+        Raises:
+            CheckpointError: (an ``OSError``) the file is damaged, unsafe, or of another kind.
+        """
+        from sfumato.checkpoints.original.controlnet import load_controlnet
+
+        path = pretrained_model_link_or_path_or_dict
+        if isinstance(path, Mapping):
+            raise InputError("A ControlNet is loaded from a file.")
+        return load_controlnet(path, dtype=torch_dtype, **kwargs)
+
     def forward(
         self,
         sample: Tensor,
