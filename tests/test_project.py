@@ -45,6 +45,7 @@ TORCH_FREE = (
     "sfumato.cli.request",
     "sfumato.cli.saving",
     "sfumato.cli.pictures",
+    "sfumato.cli.picture_options",
     "sfumato.cli.info",
     "sfumato.cli.samplers",
     "sfumato.cli.doctor",

@@ -45,8 +45,14 @@ if TYPE_CHECKING:
     from sfumato.models.autoencoder import AutoencoderKL
     from sfumato.models.autoencoder_tiny import AutoencoderTiny
     from sfumato.models.controlnet import ControlNetModel, MultiControlNetModel
+    from sfumato.models.t2i_adapter import MultiAdapter, T2IAdapter
     from sfumato.models.unet import UNet2DConditionModel
     from sfumato.outputs import BaseOutput
+    from sfumato.pipelines.auto import (
+        AutoPipelineForImage2Image,
+        AutoPipelineForInpainting,
+        AutoPipelineForText2Image,
+    )
     from sfumato.pipelines.base import DiffusionPipeline
     from sfumato.pipelines.callbacks import (
         MultiPipelineCallbacks,
@@ -66,6 +72,7 @@ if TYPE_CHECKING:
     from sfumato.pipelines.output import ImagePipelineOutput, StableDiffusionPipelineOutput
     from sfumato.pipelines.panorama import StableDiffusionPanoramaPipeline
     from sfumato.pipelines.stable_diffusion import StableDiffusionPipeline
+    from sfumato.pipelines.t2i_adapter import StableDiffusionAdapterPipeline
     from sfumato.pipelines.upscale import StableDiffusionUpscalePipeline
     from sfumato.safety.checker import StableDiffusionSafetyChecker
     from sfumato.safety.image_processor import CLIPFeatureExtractor, CLIPImageProcessor
@@ -106,6 +113,12 @@ __version__ = "0.1.0"
 
 #: Where each public name is at home.
 _MODULE_OF = {
+    "MultiAdapter": "sfumato.models.t2i_adapter",
+    "T2IAdapter": "sfumato.models.t2i_adapter",
+    "StableDiffusionAdapterPipeline": "sfumato.pipelines.t2i_adapter",
+    "AutoPipelineForInpainting": "sfumato.pipelines.auto",
+    "AutoPipelineForImage2Image": "sfumato.pipelines.auto",
+    "AutoPipelineForText2Image": "sfumato.pipelines.auto",
     "draw_large": "sfumato.pipelines.hires",
     "StableDiffusionPanoramaPipeline": "sfumato.pipelines.panorama",
     "CFGPlusPlus": "sfumato.diffusion.guidance_parts",
@@ -191,6 +204,9 @@ _MODULE_OF = {
 
 __all__ = [
     "AdapterError",
+    "AutoPipelineForImage2Image",
+    "AutoPipelineForInpainting",
+    "AutoPipelineForText2Image",
     "AutoencoderKL",
     "AutoencoderTiny",
     "BaseOutput",
@@ -239,6 +255,7 @@ __all__ = [
     "LMSDiscreteScheduler",
     "MissingDependencyError",
     "ModelNotFoundError",
+    "MultiAdapter",
     "MultiControlNetModel",
     "MultiPipelineCallbacks",
     "NumericalError",
@@ -250,6 +267,7 @@ __all__ = [
     "SDCFGCutoffCallback",
     "SelfAttentionGuidance",
     "SfumatoError",
+    "StableDiffusionAdapterPipeline",
     "StableDiffusionControlNetImg2ImgPipeline",
     "StableDiffusionControlNetInpaintPipeline",
     "StableDiffusionControlNetPipeline",
@@ -262,6 +280,7 @@ __all__ = [
     "StableDiffusionPipelineOutput",
     "StableDiffusionSafetyChecker",
     "StableDiffusionUpscalePipeline",
+    "T2IAdapter",
     "TCDScheduler",
     "TokenizerError",
     "UNet2DConditionModel",

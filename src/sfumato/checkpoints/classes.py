@@ -24,6 +24,7 @@ _SCHEDULERS = """
 #: Class name to (library that folders say it is from, module that has it here).
 CLASSES: dict[str, tuple[str, str]] = {
     "UNet2DConditionModel": ("diffusers", "sfumato.models.unet"),
+    "T2IAdapter": ("diffusers", "sfumato.models.t2i_adapter"),
     "ControlNetModel": ("diffusers", "sfumato.models.controlnet"),
     "AutoencoderKL": ("diffusers", "sfumato.models.autoencoder"),
     "AutoencoderTiny": ("diffusers", "sfumato.models.autoencoder_tiny"),

@@ -49,6 +49,7 @@ PIPELINES = {
     "StableDiffusionDepth2ImgPipeline": "sfumato.pipelines.depth2img",
     "StableDiffusionUpscalePipeline": "sfumato.pipelines.upscale",
     "StableDiffusionPanoramaPipeline": "sfumato.pipelines.panorama",
+    "StableDiffusionAdapterPipeline": "sfumato.pipelines.t2i_adapter",
     "StableDiffusionControlNetPipeline": "sfumato.pipelines.controlnet",
     "StableDiffusionControlNetImg2ImgPipeline": "sfumato.pipelines.controlnet_img2img",
     "StableDiffusionControlNetInpaintPipeline": "sfumato.pipelines.controlnet_inpaint",
