@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     )
     from sfumato.pipelines.base import DiffusionPipeline
     from sfumato.pipelines.callbacks import (
+        IPAdapterScaleCutoffCallback,
         MultiPipelineCallbacks,
         PipelineCallback,
         SDCFGCutoffCallback,
@@ -197,6 +198,7 @@ _MODULE_OF = {
     "UniPCMultistepScheduler": "sfumato.schedulers",
     "UnknownKeywordError": "sfumato.errors",
     "IPAdapterMaskProcessor": "sfumato.pipelines.ip_adapter_masks",
+    "IPAdapterScaleCutoffCallback": "sfumato.pipelines.callbacks",
     "VaeImageProcessor": "sfumato.pipelines.image_processor",
     "WeightsMismatchError": "sfumato.errors",
     "denoise": "sfumato.diffusion.denoise",
@@ -242,6 +244,7 @@ __all__ = [
     "HeunDiscreteScheduler",
     "HubError",
     "IPAdapterMaskProcessor",
+    "IPAdapterScaleCutoffCallback",
     "IPNDMScheduler",
     "ImageError",
     "ImagePipelineOutput",

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from diffusers.callbacks import IPAdapterScaleCutoffCallback as OracleCutoff
 from diffusers.image_processor import IPAdapterMaskProcessor as OracleMaskProcessor
 from PIL import Image
 
+from sfumato.pipelines.callbacks import IPAdapterScaleCutoffCallback
+from sfumato.pipelines.instruct_pix2pix import StableDiffusionInstructPix2PixPipeline
 from sfumato.pipelines.ip_adapter_masks import IPAdapterMaskProcessor
-from sfumato.pipelines.stable_diffusion import StableDiffusionPipeline
 from tests.parity.oracle_pipeline import distance, oracle_network, oracle_of
 from tests.pipelines.ip_adapters import (
     KINDS,
@@ -30,20 +32,24 @@ from tests.pipelines.ip_adapters import (
 )
 from tests.pipelines.tiny import WIDTH, seeded, tiny_unet
 
+ORACLES: Any = diffusers
+
 
 @cache
-def _parts() -> tuple[StableDiffusionPipeline, Any]:
+def _parts() -> tuple[Any, Any]:
     ours = picture_pipeline()
     oracle = oracle_of(ours)
     encoder = transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**VISION))
     assert ours.image_encoder is not None
     encoder.load_state_dict(ours.image_encoder.state_dict())
-    extractor = transformers.CLIPImageProcessor(size={"shortest_edge": 24}, crop_size=24)
+    extractor = transformers.CLIPImageProcessor(
+        size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24}
+    )
     oracle.register_modules(image_encoder=encoder.eval(), feature_extractor=extractor)
     return ours, oracle
 
 
-def _pair() -> tuple[StableDiffusionPipeline, Any]:
+def _pair() -> tuple[Any, Any]:
     """Ours and the oracle with the same weights; the UNets are copies, the rest is shared."""
     pair = []
     for pipeline in _parts():
@@ -109,7 +115,7 @@ def test_a_unet_with_random_adapters_predicts_what_diffusers_does(seed: int) -> 
     kinds = [KINDS[seed % len(KINDS)], *rng.choices(KINDS, k=rng.randint(0, 2))]
     adapters = [random_adapter(unet, kind, seed + i) for i, kind in enumerate(kinds)]
     ours, theirs = picture_pipeline(unet=unet), _parts()[1]
-    theirs = diffusers.StableDiffusionPipeline(
+    theirs = ORACLES.StableDiffusionPipeline(
         **{**theirs.components, "unet": oracle}, requires_safety_checker=False
     )
     pictures = [rng.randint(1, 2) for _ in kinds]
@@ -293,6 +299,48 @@ def test_prepared_embeddings_are_those_of_diffusers(guided: bool) -> None:
         assert distance(ours, oracle) < 1e-5
 
 
+@pytest.mark.parametrize("guided", [False, True])
+def test_embeddings_for_edits_are_composed_as_in_diffusers(guided: bool) -> None:
+    classes = (
+        StableDiffusionInstructPix2PixPipeline,
+        ORACLES.StableDiffusionInstructPix2PixPipeline,
+    )
+    given = [random_embeds("plain", 3 if guided else 1, 1)]
+    results = []
+    adapter = random_adapter(_parts()[0].unet)
+    for cls, pipeline in zip(classes, _pair(), strict=True):
+        load(pipeline, adapter)
+        editor: Any = cls(**pipeline.components, requires_safety_checker=False)
+        editor._guidance_scale, editor._image_guidance_scale = (5.0 if guided else 1.0), 1.5
+        results.append(
+            [
+                *editor.prepare_ip_adapter_image_embeds(_picture(0), None, "cpu", 2, guided),
+                *editor.prepare_ip_adapter_image_embeds(None, given, "cpu", 2, guided),
+            ]
+        )
+    for ours, oracle in zip(*results, strict=True):
+        assert distance(ours, oracle) < 1e-5
+
+
+def test_a_callback_ends_the_pictures_as_in_diffusers() -> None:
+    pair = _pair()
+    callbacks = IPAdapterScaleCutoffCallback, OracleCutoff
+    results = []
+    for pipeline, callback in zip(pair, callbacks, strict=True):
+        load(pipeline, random_adapter(pair[0].unet))
+        results.append(
+            pipeline(
+                "a boat",
+                ip_adapter_image=_picture(0),
+                num_inference_steps=4,
+                generator=seeded(1),
+                output_type="latent",
+                callback_on_step_end=callback(cutoff_step_ratio=0.5),
+            ).images
+        )
+    assert distance(*results) < 1e-4
+
+
 @pytest.mark.parametrize(
     "size", [(64, 64, 64), (48, 64, 48), (64, 48, 108), (100, 36, 77), (9, 64, 30)]
 )
@@ -307,7 +355,7 @@ def test_masks_are_made_small_as_in_diffusers(size: tuple[int, int, int]) -> Non
 
 
 @pytest.mark.parametrize("size", [{}, {"height": 24, "width": 40}])
-def test_masks_are_prepared_as_in_diffusers(size: dict[str, int]) -> None:
+def test_masks_are_prepared_as_in_diffusers(size: dict[str, Any]) -> None:
     ours, oracle = IPAdapterMaskProcessor(), OracleMaskProcessor()
     for pictures in ([_picture(0), _picture(1)], _picture(2), torch.rand(2, 1, 24, 40)):
         expected = oracle.preprocess(pictures, **size)

@@ -28,6 +28,8 @@ from tests.pipelines.ip_adapters import (
 )
 from tests.pipelines.tiny import seeded, tiny_unet, weights_of
 
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
 
 def _picture(seed: int = 0) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (24, 24, 3), dtype=np.uint8)
@@ -265,6 +267,22 @@ def test_threads_with_different_pictures_do_not_meet() -> None:
         together = list(pool.map(lambda i: _draw(pipeline, _picture(i)), range(3)))
     for one, other in zip(alone, together, strict=True):
         assert torch.allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
+@pytest.mark.parametrize("device", DEVICES)
+def test_networks_that_wait_in_main_memory_draw_with_pictures(name: str, device: str) -> None:
+    drawn = _draw(_loaded("plain", "plus"), _picture(), _picture(1))
+    pipeline = picture_pipeline()
+    getattr(pipeline, name)(device=device)
+    before = type(pipeline._offload)
+    load(pipeline, *(random_adapter(pipeline.unet, kind, i) for i, kind in enumerate(KINDS[:2])))
+    assert type(pipeline._offload) is before
+    moved = _draw(pipeline, _picture(), _picture(1))
+    assert torch.allclose(moved.cpu(), drawn, atol=1e-3 if device == "cuda" else 1e-6)
+    pipeline.unload_ip_adapter()
+    again = _draw(pipeline)
+    assert torch.allclose(again.cpu(), _draw(picture_pipeline()), atol=1e-3)
 
 
 def test_guidance_can_end_during_a_call() -> None:

@@ -93,7 +93,7 @@ def test_every_layout_gives_the_same_adapter(kind: str, layout: str, tmp_path: P
         save_adapter(adapter, tmp_path / f"adapter.{layout}")
         pipeline.load_ip_adapter(tmp_path, "", f"adapter.{layout}")
     elif layout == "own":
-        load(pipeline, {f"unet.{n}": t for n, t in expected.unet.state_dict().items()})  # type: ignore
+        load(pipeline, {f"unet.{n}": t for n, t in expected.unet.state_dict().items()})
     elif layout == "training":
         names = {"image_proj.": "image_proj_model.", "ip_adapter.": "adapter_modules."}
         table = {f"{names[n[:11]]}{n[11:]}": t for n, t in flat.items()}

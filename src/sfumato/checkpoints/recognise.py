@@ -160,6 +160,12 @@ def _base_of_embedding(shapes: Shapes) -> str | None:
     return BASES.get(next(iter(shapes.values()))[-1])
 
 
+def _base_of_ip_adapter(shapes: Shapes) -> str | None:
+    """By the width of the tokens that a picture becomes."""
+    widths = [shape[-1] for name, shape in shapes.items() if ".to_k_ip." in name and shape]
+    return BASES.get(widths[0]) if widths else None
+
+
 def _none(shapes: Shapes) -> str | None:
     return None
 
@@ -167,6 +173,7 @@ def _none(shapes: Shapes) -> str | None:
 _BASE_FINDERS: dict[str, Callable[[Shapes], str | None]] = {
     "lora": _base_of_lora,
     "t2i-adapter": _none,
+    "ip-adapter": _base_of_ip_adapter,
     "upscaler": _none,
     "safety checker": _none,
 }

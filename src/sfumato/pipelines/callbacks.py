@@ -95,6 +95,17 @@ class MultiPipelineCallbacks:
         return callback_kwargs
 
 
+class IPAdapterScaleCutoffCallback(PipelineCallback):
+    """Lets pictures act no longer from the cutoff step on; their scale stays 0 after the call."""
+
+    def callback_fn(
+        self, pipeline: Any, step_index: int, timestep: Any, callback_kwargs: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        if step_index == self.cutoff_step(pipeline.num_timesteps):
+            pipeline.set_ip_adapter_scale(0.0)
+        return callback_kwargs
+
+
 class SDCFGCutoffCallback(PipelineCallback):
     """Ends classifier-free guidance at the cutoff step, which halves the cost of later steps."""
 

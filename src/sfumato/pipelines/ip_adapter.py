@@ -145,9 +145,8 @@ def image_prompt(
     pairs: list[tuple[Tensor, Tensor | None]] = []
     if embeds is not None:
         for value in _checked_embeds(embeds, layers, len(parts)):
-            chunks = value.chunk(len(parts))
-            negative = chunks[parts.index(0)] if 0 in parts else None
-            pairs.append((chunks[parts.index(1)], negative))
+            given = dict(zip(parts, value.chunk(len(parts)), strict=True))
+            pairs.append((given[1], given.get(0)))
     else:
         images = image if isinstance(image, list) else [image]
         if len(images) != len(layers):
