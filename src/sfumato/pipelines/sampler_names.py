@@ -386,7 +386,7 @@ def scheduler_for(sampler: Sampler, schedule: Schedule | None) -> tuple[str, dic
     options: dict[str, Any] = {**sampler.options, **sampler.settings}
     if "Karras" in sampler.own_schedules:
         options |= dict.fromkeys(_SIGMA_SWITCHES, False)
-    return sampler.class_name, options | schedule.options
+    return sampler.class_name, {**options, **schedule.options}
 
 
 def names_of(class_name: str, config: Mapping[str, Any]) -> tuple[str, str | None]:
