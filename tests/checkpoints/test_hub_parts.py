@@ -191,6 +191,22 @@ def test_a_file_is_fetched_by_its_address(hub: Hub, address: str) -> None:
     assert hub.requests == []
 
 
+def test_configurations_of_a_model_of_the_hub_come_without_its_weights(
+    hub: Hub, published: dict[str, bytes]
+) -> None:
+    hub.add(NAME, published)
+    stored = safetensors(AutoencoderKL(VAE).state_dict())
+    hub.add("someone/files", {"vae.safetensors": stored})
+    address = "someone/files/blob/main/vae.safetensors"
+    loaded = AutoencoderKL.from_single_file(address, config=NAME, subfolder="vae", revision="main")
+    assert loaded.config.block_out_channels == tuple(VAE["block_out_channels"])
+    fetched = hub.fetched()
+    assert "vae/config.json" in fetched and "tokenizer/vocab.json" in fetched
+    assert [name for name in fetched if name.endswith((".safetensors", ".bin", ".ckpt"))] == [
+        "vae.safetensors"
+    ]
+
+
 def test_the_revision_of_an_address_counts_unless_another_is_given(hub: Hub) -> None:
     repository = hub.add("someone/files", {"x.bin": b"main"})
     repository.revisions |= {"refs/pr/2": {"x.bin": b"proposal"}, "v1": {"x.bin": b"first"}}

@@ -22,6 +22,7 @@ from sfumato.checkpoints.original.companions import (
     make_scheduler,
     make_tokenizer,
 )
+from sfumato.checkpoints.original.folder_config import local_config
 from sfumato.checkpoints.original.loading import CLASS_NAMES, OriginalCheckpoint, open_checkpoint
 from sfumato.checkpoints.original.saving import save_original
 from sfumato.config import check_int
@@ -57,7 +58,8 @@ def load_single_file(
     cls: type[PipelineT], path: str | PathLike[str] | Mapping[str, Any], **kwargs: Any
 ) -> PipelineT:
     """Load a pipeline from one file; ``from_single_file`` describes the arguments."""
-    path = local_file(path, take_hub_options(kwargs))
+    hub = take_hub_options(kwargs)
+    path = local_file(path, hub)
     pipeline_class: Any = cls
     names, settings = pipeline_class._signature()
     given = {name: kwargs.pop(name) for name in names | settings if name in kwargs}
@@ -70,7 +72,7 @@ def load_single_file(
     overrides, scheduler_type = _read_deprecated(options)
     checkpoint = open_checkpoint(
         path,
-        config=options.get("config"),
+        config=local_config(options.get("config"), hub),
         original_config=options.get("original_config"),
         prediction_type=options.get("prediction_type"),
         extract_ema=bool(options.get("extract_ema", False)),

@@ -74,8 +74,12 @@ def test_the_hubs_name_of_a_published_checkpoint_needs_no_hub(v2: dict[str, Tens
     pipe = StableDiffusionPipeline.from_single_file(v2, config="stabilityai/stable-diffusion-2-1")
     assert pipe.unet.config.sample_size == 96
     assert pipe.scheduler.config.prediction_type == "v_prediction"
-    with pytest.raises(ModelNotFoundError, match="no folder on this machine"):
-        StableDiffusionPipeline.from_single_file(v2, config="someone/something")
+    for name, said in (
+        ("someone/something", "hub's cache"),
+        ("a/b/c", "no folder on this machine"),
+    ):
+        with pytest.raises(ModelNotFoundError, match=said):
+            StableDiffusionPipeline.from_single_file(v2, config=name)
 
 
 @pytest.mark.parametrize("how", ["yaml", "json", "bytes", "stream", "dict"])

@@ -37,7 +37,7 @@ from sfumato.checkpoints.original.families import (
     family,
     family_of_repository,
 )
-from sfumato.checkpoints.original.folder_config import FolderConfig
+from sfumato.checkpoints.original.folder_config import FolderConfig, local_config
 from sfumato.checkpoints.original.original_config import OriginalConfig, read_original_config
 from sfumato.checkpoints.original.parts import AVERAGE_PREFIX, Part, averaged, find_part
 from sfumato.checkpoints.original.prediction import Prediction, choose_prediction
@@ -387,7 +387,8 @@ def load_single_network(
     component = next((c for c, name in CLASS_NAMES.items() if name in bases), None)
     if component is None:
         raise InputError(f"{model_class.__name__} has no original layout to load from.")
-    given = local_file(given, take_hub_options(fields))
+    hub = take_hub_options(fields)
+    given, config = local_file(given, hub), local_config(config, hub)
     fields = without_hub_keywords(fields)
     known = set(model_class.config_class.__dataclass_fields__) - {"explicit"}  # type: ignore[attr-defined]
     known |= set(load_single_network.__kwdefaults__ or ())
