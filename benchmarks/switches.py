@@ -1,0 +1,216 @@
+"""What each memory switch saves and costs at Stable Diffusion 1.5's size, sfumato beside diffusers.
+
+    python -m benchmarks.switches --size 512 --size 1024 [--case NAME ...] [--model FOLDER]
+
+Every measurement is a process of its own that loads the model in bfloat16, and the two libraries
+take turns. Peak is that of the resident set (``VmHWM``) once the switch is set, weights included.
+Times are the processor's on one thread, since other programs on a machine do not count into them.
+One step of the UNet has a batch of two, as guidance wants; a decoding has one picture.
+
+Measured rows go into ``docs/memory.json``, where they replace those of the same name and size, and
+the table of ``docs/memory.md`` is written from that file. Needs diffusers, transformers and
+accelerate (extra ``test``), and Linux.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "memory.json"
+PAGE = ROOT / "docs" / "memory.md"
+BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
+LIBRARIES = ("sfumato", "diffusers")
+SIZES = (512, 1024)
+PARTS = {"step": "UNet step", "decode": "decoding", "picture": "picture in 1 step"}
+
+
+def nothing(pipe: Any) -> None:
+    """No switch."""
+
+
+def channels_last(pipe: Any) -> None:
+    """Another layout of feature maps in memory."""
+    import torch
+
+    for network in (pipe.unet, pipe.vae):
+        network.to(memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A switch: its name in the table, what is measured, how it is set, and who has it."""
+
+    name: str
+    part: str
+    switch: Callable[[Any], Any]
+    libraries: tuple[str, ...] = LIBRARIES
+
+
+OURS = LIBRARIES[:1]
+CASES = {
+    case.name: case
+    for case in (
+        Case("no switch, step", "step", nothing),
+        Case("attention slicing, half the heads", "step", lambda p: p.enable_attention_slicing()),
+        Case("attention slicing, one head", "step", lambda p: p.enable_attention_slicing("max")),
+        Case("fused projections", "step", lambda p: p.fuse_qkv_projections()),
+        Case("channels last, step", "step", channels_last),
+        Case("FreeU", "step", lambda p: p.enable_freeu(0.9, 0.2, 1.2, 1.4)),
+        Case("no switch, decoding", "decode", nothing),
+        Case("VAE tiling", "decode", lambda p: p.enable_vae_tiling()),
+        Case("VAE tiling, blended", "decode", lambda p: p.vae.enable_tiling(blend=True), OURS),
+        Case("channels last, decoding", "decode", channels_last),
+        Case("no switch, picture", "picture", nothing),
+        Case("model CPU offload", "picture", lambda p: p.enable_model_cpu_offload(), OURS),
+        Case(
+            "sequential CPU offload", "picture", lambda p: p.enable_sequential_cpu_offload(), OURS
+        ),
+    )
+}
+
+
+def peak_mib(reset: bool = False) -> float:
+    """The most memory this process has had since the last reset."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    status = Path("/proc/self/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
+def measure(library: str, case: Case, size: int, model: str) -> dict[str, float]:
+    """Seconds and peak of one case, in this process."""
+    import importlib
+
+    import torch
+
+    torch.set_num_threads(1)
+    pipeline_class = importlib.import_module(library).StableDiffusionPipeline
+    quiet = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    pipe = pipeline_class.from_pretrained(model, torch_dtype=torch.bfloat16, **quiet)
+    pipe.set_progress_bar_config(disable=True)
+    case.switch(pipe)
+    torch.manual_seed(0)
+    sample = torch.randn(2, 4, size // 8, size // 8, dtype=torch.bfloat16)
+    text = torch.randn(2, 77, 768, dtype=torch.bfloat16)
+    peak_mib(reset=True)
+    started = time.process_time()
+    with torch.no_grad():
+        if case.part == "step":
+            pipe.unet(sample, 500, text)
+        elif case.part == "decode":
+            pipe.vae.decode(sample[:1])
+        else:
+            pipe("a boat", height=size, width=size, num_inference_steps=1, output_type="pt")
+    return {"seconds": time.process_time() - started, "peak_mib": peak_mib()}
+
+
+def in_a_child(library: str, case: Case, size: int, model: str) -> dict[str, float]:
+    """`measure` in a process of its own."""
+    words = ["--child", library, "--case", case.name, "--size", str(size), "--model", model]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.switches", *words],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def write_model(place: Path) -> str:
+    """A folder with random weights."""
+    import torch
+
+    from benchmarks.whole_picture import our_pipeline
+
+    our_pipeline(torch.bfloat16).save_pretrained(place)
+    return str(place)
+
+
+def rows_of(results: dict[str, Any]) -> list[str]:
+    """The table in Markdown: a line per case and size, in the order of `CASES`."""
+    lines = [
+        "| switch | size | sfumato: peak, time | diffusers: peak, time | sfumato / diffusers |",
+        "|---|---|---|---|---|",
+    ]
+    for name, case in CASES.items():
+        for size, found in sorted(results.get(name, {}).items(), key=lambda item: int(item[0])):
+            cells = [_cell(found.get(library)) for library in LIBRARIES]
+            ours, theirs = (found.get(library) for library in LIBRARIES)
+            ratio = "-"
+            if ours and theirs:
+                pairs = (ours[key] / theirs[key] for key in ("peak_mib", "seconds"))
+                ratio = ", ".join(f"{value:.2f}" for value in pairs)
+            label = (
+                f"{name.partition(',')[0]} ({PARTS[case.part]})" if "no switch" in name else name
+            )
+            lines.append(f"| {label} | {size} | {cells[0]} | {cells[1]} | {ratio} |")
+    return lines
+
+
+def _cell(found: dict[str, float] | None) -> str:
+    return "-" if found is None else f"{found['peak_mib']:.0f} MiB, {found['seconds']:.1f} s"
+
+
+def missing(results: dict[str, Any]) -> list[str]:
+    """A sentence about the rows that a whole run would have and this one has not."""
+    absent = [
+        f"{name} at {size}"
+        for size in SIZES
+        for name, case in CASES.items()
+        if set(case.libraries) - set(results.get(name, {}).get(str(size), {}))
+    ]
+    return [f"Not measured, or not for both: {'; '.join(absent)}."] if absent else []
+
+
+def write_page(results: dict[str, Any]) -> None:
+    """Put the table between its marks in the page."""
+    before, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    table = "\n".join([*rows_of(results), "", *missing(results)])
+    PAGE.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{after}", "utf-8")
+
+
+def main() -> None:
+    """Measure, note the results, write and print the table."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--case", action="append", choices=CASES, help="all, if none is named")
+    parser.add_argument("--size", action="append", type=int, help="512 and 1024, if none is given")
+    parser.add_argument("--model", help="a folder to load; random weights, if none is given")
+    parser.add_argument("--library", action="append", choices=LIBRARIES)
+    parser.add_argument("--table", action="store_true", help="write the table and measure nothing")
+    parser.add_argument("--child", choices=LIBRARIES, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    chosen = [CASES[name] for name in arguments.case or CASES]
+    sizes = arguments.size or SIZES
+    if arguments.child:
+        print(json.dumps(measure(arguments.child, chosen[0], sizes[0], arguments.model)))
+        return
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    with tempfile.TemporaryDirectory() as folder:
+        model = arguments.model or (None if arguments.table else write_model(Path(folder) / "sd"))
+        for size in () if arguments.table else sizes:
+            for case in chosen:
+                found = results.setdefault(case.name, {}).setdefault(str(size), {})
+                for library in arguments.library or LIBRARIES:
+                    if library in case.libraries:
+                        found[library] = in_a_child(library, case, size, str(model))
+                        print(f"{case.name}, {size}, {library}: {found[library]}", flush=True)
+                RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+    write_page(results)
+    print("\n".join(rows_of(results)))
+
+
+if __name__ == "__main__":
+    main()
