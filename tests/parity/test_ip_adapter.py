@@ -359,7 +359,7 @@ def test_masks_are_prepared_as_in_diffusers(size: dict[str, Any]) -> None:
     ours, oracle = IPAdapterMaskProcessor(), OracleMaskProcessor()
     for pictures in ([_picture(0), _picture(1)], _picture(2), torch.rand(2, 1, 24, 40)):
         expected = oracle.preprocess(pictures, **size)
-        assert torch.equal(ours.preprocess(pictures, **size), expected)  # type: ignore[arg-type]
+        assert torch.equal(ours.preprocess(pictures, **size), expected)
     assert dict(ours.config).items() >= {"do_binarize": True, "do_normalize": False}.items()
 
 
