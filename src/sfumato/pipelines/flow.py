@@ -113,6 +113,9 @@ class Drawing:
 class Piece:
     """What one kind of drawing adds to the flow; each method does nothing until overridden."""
 
+    def check(self, pipeline: Any, request: Request) -> None:
+        """Refuse what can be refused before any network runs."""
+
     def prepare(self, drawing: Drawing) -> None:
         """Encode pictures and draw noise, once, before the loop."""
 
@@ -186,6 +189,8 @@ def draw(
         The pipeline's output object, or a tuple as ``request.return_dict`` says.
     """
     request.check(pipeline.scheduler.config.get("num_train_timesteps", 1000))
+    for piece in pieces:
+        piece.check(pipeline, request)
     wording = prompting.read_wording(pipeline, request)
     with (
         pipeline._running(request.state()),

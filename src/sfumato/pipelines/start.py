@@ -14,6 +14,7 @@ from sfumato.errors import InputError
 from sfumato.pipelines import checks, stages
 from sfumato.pipelines.flow import Drawing, Piece
 from sfumato.pipelines.image_processor import VaeImageProcessor
+from sfumato.pipelines.request import Request
 
 
 class FromNoise(Piece):
@@ -35,15 +36,18 @@ class FromNoise(Piece):
         self.size = None if height is None or width is None else (height, width)
         self.latents, self.channels = latents, channels
 
+    def check(self, pipeline: Any, request: Request) -> None:
+        if self.size is not None:
+            checks.check_latents(self.latents, self._shape(pipeline, request, self.size))
+
     def prepare(self, drawing: Drawing) -> None:
-        pipeline, request = drawing.pipeline, drawing.request
-        factor = pipeline.vae_scale_factor
-        channels = pipeline.unet.config.in_channels if self.channels is None else self.channels
+        request = drawing.request
         size = self.size or drawing.size
         if size is None:
             raise InputError("The size of the pictures is not known.")
-        shape = (drawing.pictures, channels, size[0] // factor, size[1] // factor)
-        checks.check_latents(self.latents, shape)
+        shape = self._shape(drawing.pipeline, request, size)
+        if self.size is None:
+            checks.check_latents(self.latents, shape)
         drawing.x = stages.prepare_latents(
             drawing.scheduler,
             shape,
@@ -52,6 +56,13 @@ class FromNoise(Piece):
             request.generator,
             self.latents,
         )
+
+    def _shape(
+        self, pipeline: Any, request: Request, size: tuple[int, int]
+    ) -> tuple[int, int, int, int]:
+        channels = pipeline.unet.config.in_channels if self.channels is None else self.channels
+        factor = pipeline.vae_scale_factor
+        return (request.pictures, channels, size[0] // factor, size[1] // factor)
 
 
 class FromImage(Piece):
@@ -74,11 +85,13 @@ class FromImage(Piece):
     ) -> None:
         self.image, self.height, self.width, self.latents = image, height, width, latents
 
+    def check(self, pipeline: Any, request: Request) -> None:
+        channels = pipeline.vae.config.latent_channels
+        checks.check_latents(self.latents, (request.pictures, channels, 0, 0))
+
     def prepare(self, drawing: Drawing) -> None:
         pipeline, request = drawing.pipeline, drawing.request
         if self.latents is not None:
-            shape = (drawing.pictures, pipeline.vae.config.latent_channels, 0, 0)
-            checks.check_latents(self.latents, shape)
             drawing.x = self.latents.to(drawing.device, drawing.dtype)
             return
         image = pipeline.image_processor.preprocess(
