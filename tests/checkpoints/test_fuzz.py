@@ -40,6 +40,7 @@ STATE = {
     "scalar": torch.tensor(1.5),
 }
 
+
 def read_or_refuse(path: Path) -> dict[str, torch.Tensor] | None:
     with within():
         try:
