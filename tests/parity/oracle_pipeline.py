@@ -37,9 +37,10 @@ def oracle_network(network: Any) -> Any:
     return oracle.eval()
 
 
-def oracle_of(pipeline: Any) -> Any:
-    """diffusers' pipeline of the same class with the same weights."""
-    parts = {name: _oracle_part(name, part) for name, part in pipeline.components.items()}
+def oracle_of(pipeline: Any, **given: Any) -> Any:
+    """diffusers' pipeline of the same class with the same weights, or with components given."""
+    ours = {name: part for name, part in pipeline.components.items() if name not in given}
+    parts = {name: _oracle_part(name, part) for name, part in ours.items()} | given
     settings = pipeline._signature()[1]
     oracle = getattr(diffusers, type(pipeline).__name__)(
         **parts, **{name: pipeline.config[name] for name in settings}

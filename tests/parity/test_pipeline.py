@@ -55,7 +55,6 @@ DRAWING = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore:Should have t:UserWarning")  # torchsde, of a last digit
 @pytest.mark.parametrize("name", DRAWING)
 def test_random_calls_give_the_latents_of_diffusers(name: str) -> None:
     rng = random.Random(name)

@@ -314,9 +314,8 @@ def test_early_folders_load_and_the_pipeline_uses_them(
     caplog.set_level(logging.WARNING)
     pipe: Any = StableDiffusionPipeline.from_pretrained(tmp_path)
     assert not caplog.records
-    theirs: Any = oracle_of(pipe)
-    theirs.safety_checker = oracle
-    theirs.feature_extractor = transformers.CLIPImageProcessor(**settings)
+    processor = transformers.CLIPImageProcessor(**settings)
+    theirs: Any = oracle_of(pipe, safety_checker=oracle, feature_extractor=processor)
     options: dict[str, Any] = {"num_inference_steps": 1, "output_type": "np"}
     prompts = ["a boat", "a red cat", "hills", "4k"]
     actual = pipe(prompts, generator=seeded(0), **options)
