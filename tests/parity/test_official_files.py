@@ -107,7 +107,7 @@ def test_random_weights_of_full_size_draw_what_diffusers_draws(name: str, tmp_pa
         for key in ("prediction_type", "scheduler"):
             assert ours[key] == theirs[key]
         tensors = [key for key, value in theirs.items() if isinstance(value, torch.Tensor)]
-        assert len(tensors) == (6 if "drawn" in theirs else 5)
+        assert len(tensors) == 6
         for key in tensors:
             compare = distance if key == "drawn" else relative_error
             report[key] = compare(ours[key], theirs[key])
