@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.adapters.families import LayerAdapter, LowRank
+from sfumato.checkpoints.tensors import is_finite
 from sfumato.errors import AdapterError, InputError, NumericalError
 
 #: What acts on one layer: adapters and strengths other than 0.
@@ -332,16 +333,11 @@ def changed(
             total_bias = start.add(bias_delta, alpha=strength)
     made = total.to(weight.dtype)
     made_bias = None if total_bias is None else total_bias.to(weight.dtype)
-    if not (_is_finite(made) and (made_bias is None or _is_finite(made_bias))):
+    if not (is_finite(made) and (made_bias is None or is_finite(made_bias))):
         raise NumericalError(
             "NaN or infinity in a weight with adapters.", hint="Lower their strength."
         )
     return made, made_bias
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    low, high = torch.aminmax(tensor)  # NaN, if there is one, becomes both
-    return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
 def _dense(terms: Terms) -> Terms:

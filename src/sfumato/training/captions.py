@@ -14,6 +14,9 @@ from sfumato.text.tokenizer import CLIPTokenizer
 from sfumato.training.data import Example
 from sfumato.training.loop import TrainConfig
 
+#: Pictures on a sample sheet.
+SHEET = 32
+
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionedTraining(TrainConfig):
@@ -56,6 +59,11 @@ class Captions:
         ids = self.ids[self.first[chosen] + which]
         dropped = torch.rand(len(chosen), generator=generator) < self.dropout
         return torch.where(dropped[:, None], self.nothing, ids)
+
+
+def sheet_captions(examples: Sequence[Example]) -> list[str]:
+    """The captions that sample sheets show: of at most `SHEET` examples, evenly spread."""
+    return [e.captions[0] for e in examples[:: max(1, len(examples) // SHEET)][:SHEET]]
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:

@@ -24,13 +24,10 @@ from sfumato.models.autoencoder import AutoencoderKL
 from sfumato.text.clip import CLIPTextModel
 from sfumato.text.tokenizer import CLIPTokenizer
 from sfumato.training.autoencoder import picture_grid
-from sfumato.training.captions import CaptionedTraining, Captions, tokenize
+from sfumato.training.captions import CaptionedTraining, Captions, sheet_captions, tokenize
 from sfumato.training.data import Example, batch_indices, read_folder
 from sfumato.training.latents import cached_latents
 from sfumato.training.run import prepare, read_architecture, run_to_end
-
-#: Pictures on a sample sheet.
-SHEET = 32
 
 
 class LatentHead(nn.Module):
@@ -138,8 +135,7 @@ def train_text_encoder(
     recipe = TextEncoderRecipe(text_encoder, tokenizer, latents, examples, config)
     settings = {"architecture": text_encoder.config.to_dict(), "init": init and str(init)}
     trainer = prepare(recipe, config, output, {**settings, "image_size": image_size})
-    shown = examples[:: max(1, len(examples) // SHEET)][:SHEET]
-    ids = tokenize(tokenizer, [e.captions[0] for e in shown])
+    ids = tokenize(tokenizer, sheet_captions(examples))
     run_to_end(trainer, sample_every, lambda: mean_pictures(recipe, vae, ids))
     with trainer.averaged():
         text_encoder.save_pretrained(output / "model")

@@ -28,7 +28,7 @@ from sfumato.schedulers import DPMSolverMultistepScheduler
 from sfumato.text.clip import CLIPTextModel
 from sfumato.text.tokenizer import CLIPTokenizer
 from sfumato.training.autoencoder import picture_grid
-from sfumato.training.captions import CaptionedTraining, Captions
+from sfumato.training.captions import CaptionedTraining, Captions, sheet_captions
 from sfumato.training.data import Example, batch_indices, read_folder
 from sfumato.training.latents import cached_latents
 from sfumato.training.loop import DTYPES
@@ -44,8 +44,6 @@ from sfumato.training.run import prepare, read_architecture, run_to_end
 
 #: Fields of a scheduler that say how noise is added in training.
 NOISE_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
-#: Pictures on a sample sheet.
-SHEET = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +193,7 @@ def train_text_to_image(
     if text_encoder:
         settings["text_encoder"] = str(text_encoder)
     trainer = prepare(recipe, config, output, settings)
-    prompts = [e.captions[0] for e in examples[:: max(1, len(examples) // SHEET)][:SHEET]]
+    prompts = sheet_captions(examples)
     run_to_end(trainer, sample_every, lambda: draw_sheet(pipeline, prompts))
     with trainer.averaged():
         pipeline.to(torch.bfloat16)
