@@ -34,6 +34,7 @@ TORCH_FREE = (
     "sfumato.diffusion.plan",
     "sfumato.diffusion.rng",
     "sfumato.diffusion.samplers",
+    "sfumato.native.library",
     "sfumato.pipelines.sampler_names",
     "sfumato.runtime.environment",
     "sfumato.text.prompt",

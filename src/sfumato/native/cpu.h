@@ -1,0 +1,34 @@
+/* What the compiler and the processor offer.
+ *
+ * Every kernel carries its instruction set as an attribute of its own, so one build runs on any
+ * x86-64; callers ask `sfumato_features` first. On other processors, or with a compiler that lacks
+ * the attributes, the kernels are left out and the answer is 0.
+ */
+#ifndef SFUMATO_CPU_H
+#define SFUMATO_CPU_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define SFUMATO_EXPORT __attribute__((visibility("default")))
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__APPLE__)
+#define SFUMATO_X86 1
+#include <immintrin.h>
+#define SFUMATO_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma")))
+#define SFUMATO_BF16 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")))
+#define SFUMATO_VNNI __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")))
+#else
+#define SFUMATO_X86 0
+#endif
+
+/* Bits of `sfumato_features`. */
+enum { HAS_AVX512 = 1, HAS_BF16 = 2, HAS_VNNI = 4 };
+
+int sfumato_features(void);
+
+static inline long smaller(long a, long b) { return a < b ? a : b; }
+static inline long larger(long a, long b) { return a > b ? a : b; }
+static inline long round_up(long n, long unit) { return (n + unit - 1) / unit * unit; }
+
+#endif
