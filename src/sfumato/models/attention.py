@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.errors import InputError
+from sfumato.models.conventions import CONTEXT_GROUPS, NORM_EPS
 from sfumato.models.processors import (
     AttentionProcessor,
     AttnProcessor2_0,
@@ -25,8 +26,6 @@ from sfumato.models.processors import (
 
 logger = logging.getLogger(__name__)
 
-#: Groups in which the channels of a context are normalised.
-CONTEXT_GROUPS = 32
 #: Keywords that IP-adapters pass to all processors, of which only theirs take notice.
 _QUIET_KEYWORDS = frozenset({"ip_adapter_masks", "ip_hidden_states"})
 
@@ -90,7 +89,7 @@ class Attention(nn.Module):
             self.norm_cross = nn.LayerNorm(context_dim)
         elif cross_attention_norm == "group_norm":
             width = context_dim if added_kv_proj_dim is None else added_kv_proj_dim
-            self.norm_cross = nn.GroupNorm(CONTEXT_GROUPS, width, eps=1e-5)
+            self.norm_cross = nn.GroupNorm(CONTEXT_GROUPS, width, eps=NORM_EPS)
         self.to_q = nn.Linear(query_dim, inner_dim, bias=bias)
         self.to_k = self.to_v = None
         if not only_cross_attention:

@@ -21,7 +21,8 @@ from sfumato.errors import ConfigError
 from sfumato.models import checks
 from sfumato.models.autoencoder import DecoderOutput
 from sfumato.models.base import ModelMixin
-from sfumato.models.layers import ACTIVATIONS, Recomputable, get_activation
+from sfumato.models.conventions import ACTIVATION_KINDS
+from sfumato.models.layers import Recomputable, get_activation
 from sfumato.outputs import BaseOutput
 
 UPSAMPLING = ("nearest", "nearest-exact", "bilinear", "bicubic")
@@ -69,7 +70,7 @@ class AutoencoderTinyConfig(Config):
         checks.check_ints(self, ("upsampling_scaling_factor",), 1, 16)
         for half in ("encoder", "decoder"):
             self._validate_half(f"{half}_block_out_channels", f"num_{half}_blocks")
-        check_choice(checks.label(self, "act_fn"), self.act_fn, tuple(ACTIVATIONS))
+        check_choice(checks.label(self, "act_fn"), self.act_fn, tuple(ACTIVATION_KINDS))
         check_choice(checks.label(self, "upsample_fn"), self.upsample_fn, UPSAMPLING)
         for name in ("latent_magnitude", "scaling_factor"):
             checks.check_number(self, name, 1e-6, 1e6)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfumato.models.conventions import MAX_PERIOD
 from sfumato.models.layers import get_activation
 
 
@@ -36,7 +37,7 @@ class Timesteps(nn.Module):
         """``(N,)`` numbers to ``(N, num_channels)`` in float32."""
         half = self.num_channels // 2
         index = torch.arange(half, dtype=torch.float32, device=timesteps.device)
-        frequencies = torch.exp(-math.log(10_000) * index / (half - self.downscale_freq_shift))
+        frequencies = torch.exp(-math.log(MAX_PERIOD) * index / (half - self.downscale_freq_shift))
         angles = timesteps[:, None].float() * frequencies
         waves = _waves(angles, self.flip_sin_to_cos)
         return F.pad(waves, (0, 1)) if self.num_channels % 2 else waves

@@ -15,18 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "silu": nn.SiLU,
-    "swish": nn.SiLU,
-    "mish": nn.Mish,
-    "gelu": nn.GELU,
-    "relu": nn.ReLU,
-}
+from sfumato.models.conventions import ACTIVATION_KINDS
+
+_ACTIVATIONS = {"silu": nn.SiLU, "mish": nn.Mish, "gelu": nn.GELU, "relu": nn.ReLU}
 
 
 def get_activation(name: str) -> nn.Module:
-    """A new activation layer by its configuration name (see `ACTIVATIONS`)."""
-    return ACTIVATIONS[name]()
+    """A new activation layer by its configuration name (see `ACTIVATION_KINDS`)."""
+    return _ACTIVATIONS[ACTIVATION_KINDS[name]]()
 
 
 class Recomputable(nn.Module):

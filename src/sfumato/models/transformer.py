@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.models.attention import Attention
+from sfumato.models.conventions import TRANSFORMER_EPS
 from sfumato.models.layers import Recomputable
 from sfumato.models.processors import TextAndPictures
 
@@ -134,7 +135,7 @@ class Transformer2DModel(nn.Module):
         dim_head = channels // heads
         dim = heads * dim_head
         self.use_linear_projection = use_linear_projection
-        self.norm = nn.GroupNorm(norm_num_groups, channels, eps=1e-6)
+        self.norm = nn.GroupNorm(norm_num_groups, channels, eps=TRANSFORMER_EPS)
         self.proj_in = _projection(channels, dim, use_linear_projection)
         self.transformer_blocks = nn.ModuleList(
             BasicTransformerBlock(

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from sfumato.config import Config, check_choice, check_int
 from sfumato.errors import ConfigError
 from sfumato.models import checks, unet_stages
-from sfumato.models.attention import CONTEXT_GROUPS
 from sfumato.models.checks import MAX_CHANNELS, MAX_LAYERS, label
-from sfumato.models.layers import ACTIVATIONS
+from sfumato.models.conventions import ACTIVATION_KINDS, CONTEXT_GROUPS
 
-TIME_ACTIVATIONS = (*ACTIVATIONS, None)
+TIME_ACTIVATIONS = (*ACTIVATION_KINDS, None)
 CLASS_EMBED_TYPES = ("timestep", "identity", "projection", "simple_projection", None)
 ADDITION_EMBED_TYPES = ("text", "text_image", "text_time", "image", None)
 #: What diffusers says of a network while IP-Adapters are loaded; it changes no layer by itself.
@@ -141,7 +140,7 @@ class UNet2DConditionConfig(Config):
 
     def _check_choices(self) -> None:
         for name, allowed in (
-            ("act_fn", tuple(ACTIVATIONS)),
+            ("act_fn", tuple(ACTIVATION_KINDS)),
             ("time_embedding_act_fn", TIME_ACTIVATIONS),
             ("timestep_post_act", TIME_ACTIVATIONS),
             ("time_embedding_type", ("positional", "fourier")),

@@ -17,14 +17,12 @@ from sfumato.models import unet_conditioning as conditioning
 from sfumato.models import unet_stages
 from sfumato.models.attention_model import AttentionModel
 from sfumato.models.base import ConfigT
+from sfumato.models.conventions import MASKED
 from sfumato.models.embeddings import TimestepEmbedding
 from sfumato.models.layers import get_activation
 from sfumato.models.transformer import Context
 from sfumato.models.unet_blocks import DownBlock, MidBlock
 from sfumato.models.unet_config import UNet2DConditionConfig
-
-#: Added to the score of a masked token; as in diffusers, rather than minus infinity.
-MASKED = -10_000.0
 
 
 class UNetEncoder(AttentionModel[ConfigT]):

@@ -7,11 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from sfumato.models.attention import Attention
+from sfumato.models.conventions import VAE_EPS as EPS
 from sfumato.models.layers import Downsample2D, ResnetBlock2D, Upsample2D
 from sfumato.models.vae_in_bands import decode_in_bands, encode_in_bands
-
-#: The autoencoder's group norms all use this epsilon; the UNet's do not.
-EPS = 1e-6
 
 
 def _resnet(in_channels: int, out_channels: int, groups: int, act_fn: str) -> ResnetBlock2D:

@@ -23,8 +23,9 @@ from sfumato.errors import ConfigError
 from sfumato.models.base import ModelMixin
 from sfumato.models.checks import MAX_CHANNELS, label
 from sfumato.safety.policy import POLICIES, Policy, applied, check_policy
+from sfumato.text.clip_config import IGNORED, CLIPVisionConfig, vision_half
 from sfumato.text.clip_layers import init_linear
-from sfumato.text.clip_vision import IGNORED, CLIPVisionConfig, CLIPVisionModel, vision_half
+from sfumato.text.clip_vision import CLIPVisionModel
 
 logger = logging.getLogger(__name__)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.models.layers import Recomputable
+from sfumato.text.clip_config import ACTIVATION_KINDS
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -23,24 +24,15 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-_tanh_gelu = partial(F.gelu, approximate="tanh")
-
-#: ``hidden_act`` of a configuration -> function. The names are those of transformers, which
-#: has several names for one function.
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+#: The functions, by the kinds of `ACTIVATION_KINDS`.
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "quick_gelu": quick_gelu,
     "gelu": F.gelu,
-    "gelu_python": F.gelu,
-    "gelu_new": _tanh_gelu,
-    "gelu_fast": _tanh_gelu,
-    "gelu_accurate": _tanh_gelu,
-    "gelu_pytorch_tanh": _tanh_gelu,
-    "gelu_python_tanh": _tanh_gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "relu": F.relu,
     "relu6": F.relu6,
     "leaky_relu": partial(F.leaky_relu, negative_slope=0.01),
     "silu": F.silu,
-    "swish": F.silu,
     "mish": F.mish,
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
@@ -131,7 +123,7 @@ class CLIPMLP(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.activation_fn = ACTIVATIONS[config.hidden_act]
+        self.activation_fn = _ACTIVATIONS[ACTIVATION_KINDS[config.hidden_act]]
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
         init_linear(self.fc1, (2 * config.hidden_size) ** -0.5 * config.initializer_factor)

@@ -9,92 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.config import Config, check_choice
-from sfumato.errors import ConfigError, InputError
+from sfumato.errors import InputError
 from sfumato.models.base import ModelMixin
-from sfumato.models.checks import MAX_CHANNELS, check_ints, check_number, check_size, label
 from sfumato.outputs import BaseOutput
-from sfumato.text.clip import BOOKKEEPING
-from sfumato.text.clip_layers import ACTIVATIONS, CLIPEncoder, init_linear
-
-#: Facts about a checkpoint that do not shape this model, those of a text encoder among them.
-IGNORED = BOOKKEEPING | {"pad_token_id", "bos_token_id", "eos_token_id"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class CLIPVisionConfig(Config):
-    """Shape of a CLIP vision encoder, with transformers' names and defaults.
-
-    Attributes:
-        image_size: height and width of the pictures, in pixels.
-        patch_size: height and width of a patch, in pixels.
-    """
-
-    ignored_keys: ClassVar[frozenset[str]] = IGNORED
-
-    hidden_size: int = 768
-    intermediate_size: int = 3072
-    projection_dim: int = 512
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    num_channels: int = 3
-    image_size: int = 224
-    patch_size: int = 32
-    hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
-    attention_dropout: float = 0.0
-    initializer_range: float = 0.02
-    initializer_factor: float = 1.0
-
-    def validate(self) -> None:
-        check_ints(self, ("hidden_size", "projection_dim"), 1, MAX_CHANNELS)
-        check_ints(self, ("intermediate_size",), 1, 4 * MAX_CHANNELS)
-        check_ints(self, ("num_attention_heads", "num_channels"), 1, MAX_CHANNELS)
-        check_ints(self, ("num_hidden_layers",), 0, 256)
-        check_ints(self, ("image_size",), 1, 8192)
-        check_ints(self, ("patch_size",), 1, self.image_size)
-        check_choice(label(self, "hidden_act"), self.hidden_act, tuple(ACTIVATIONS))
-        for name in ("layer_norm_eps", "attention_dropout"):
-            check_number(self, name, 0.0, 1.0)
-        for name in ("initializer_range", "initializer_factor"):
-            check_number(self, name, 0.0, 1e6)
-        if self.hidden_size % self.num_attention_heads:
-            raise ConfigError(
-                f"`{label(self, 'hidden_size')}` has to be a multiple of `num_attention_heads` "
-                f"but {self.hidden_size} is not one of {self.num_attention_heads}."
-            )
-        rows = self.num_positions + self.num_channels * self.patch_size**2
-        layer = 4 * self.hidden_size + 2 * self.intermediate_size
-        check_size(self, self.hidden_size * (rows + self.num_hidden_layers * layer))
-
-    @property
-    def num_positions(self) -> int:
-        """Patches of a picture, and the class token."""
-        return (self.image_size // self.patch_size) ** 2 + 1
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """As `Config.from_dict`; of a whole CLIP model's configuration the vision half is taken."""
-        return super().from_dict(vision_half(values) or values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As `Config.to_dict`, with the key by which transformers tells models apart."""
-        return {**super().to_dict(), "model_type": "clip_vision_model"}
-
-
-def vision_half(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The part about the vision encoder in a whole CLIP model's configuration.
-
-    Early files have it in a second place too, which counts more.
-    """
-    halves = (values.get("vision_config"), values.get("vision_config_dict"))
-    return {k: v for half in halves if isinstance(half, Mapping) for k, v in half.items()}
+from sfumato.text.clip_config import CLIPVisionConfig as CLIPVisionConfig
+from sfumato.text.clip_layers import CLIPEncoder, init_linear
 
 
 @dataclass
