@@ -18,6 +18,8 @@ from sfumato import __version__
 from sfumato.assets import MANIFEST, embedded_model_path, verify_manifest
 from sfumato.cli.console import one_line
 from sfumato.errors import SfumatoError
+from sfumato.runtime.allocator import keep_memory
+from sfumato.runtime.machine import this_machine
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -28,7 +30,8 @@ EXTRAS = (
     ("recipes", "resvg_py", "building the data set of the embedded model"),
 )
 MINIMUM_TORCH = (2, 10)
-_CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
+#: The environment variable that chooses a precision; see `sfumato.runtime.policy`.
+DTYPE_SWITCH = "SFUMATO_DTYPE"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +112,8 @@ def _torch() -> Iterator[Finding]:
 
 
 def _threads(used: int) -> Finding:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    few = used == 1 and (usable or 1) > 1
+    usable = this_machine().processors
+    few = used == 1 and usable > 1
     return Finding(
         name="threads",
         state="note" if few else "ok",
@@ -120,19 +123,18 @@ def _threads(used: int) -> Finding:
 
 
 def _cpu() -> Iterator[Finding]:
-    try:
-        text = Path("/proc/cpuinfo").read_text("utf-8", "replace")
-    except OSError:
-        return  # not Linux
-    words = set(text.split())
-    found = [flag for flag in _CPU_FLAGS if flag in words]
-    fast = any("bf16" in flag for flag in found)
+    machine = this_machine()
+    found = ", ".join(machine.instructions) or "no vector units known here"
+    speed = "computed in hardware" if machine.fast_bfloat16 else "emulated"
+    kind = "bfloat16" if machine.fast_bfloat16 else "float32"
+    yield Finding(name="cpu", state="ok", detail=found)
     yield Finding(
-        name="cpu",
+        name="precision",
         state="ok",
-        detail=f"{', '.join(found) or 'no vector units known here'}"
-        f" (bfloat16 is {'fast' if fast else 'slow'} here)",
+        detail=f"{os.environ.get(DTYPE_SWITCH, kind)} for large models, float32 for small ones"
+        f" (bfloat16 is {speed} here; --dtype and {DTYPE_SWITCH} choose another)",
     )
+    yield Finding(name="memory", state="ok", detail=keep_memory())
 
 
 def _model() -> Iterator[Finding]:

@@ -27,6 +27,7 @@ from sfumato.cli.request import Request, choose_sampler, read_size
 from sfumato.errors import CheckpointError
 from sfumato.pipelines.sampler_names import AUTOMATIC, names_of, normalized, scheduler_for
 from sfumato.runtime.device import pick_device, pick_dtype, set_threads
+from sfumato.runtime.policy import dtype_for_size, network_size
 from sfumato.text.prompt.tags import take_tags
 
 if TYPE_CHECKING:
@@ -50,13 +51,12 @@ def draw(request: Request) -> Iterator[Drawn]:
             replay, or does not take the request.
     """
     device = pick_device(request.device)
-    dtype = pick_dtype(request.recipe.dtype or "auto", device)
     set_threads(request.threads)
     model_hash = _model_hash(request)
-    pipe = _load(request.model.path, dtype)
+    pipe = _load(request.model.path, request.recipe.dtype or "auto", device)
     request.saving.place(pipe, device)
     recipe = _set_sampler(pipe, request.recipe).replace(
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=str(pipe.unet.dtype).removeprefix("torch."),
         model=request.model.name,
         model_hash=model_hash,
         version=f"sfumato {__version__}",
@@ -87,10 +87,15 @@ def _with_seeds(recipe: Recipe, index: int) -> Recipe:
     return recipe.replace(seed=(recipe.seed or 0) + index)
 
 
-def _load(path: Path, dtype: torch.dtype) -> StableDiffusionPipeline:
+def _load(path: Path, dtype: str, device: torch.device) -> StableDiffusionPipeline:
+    chosen = dtype_for_size(network_size(path), device) if dtype == "auto" else None
+    options = {"torch_dtype": chosen or pick_dtype(dtype, device)}
+    load = StableDiffusionPipeline.from_pretrained
     if path.is_file():
-        return StableDiffusionPipeline.from_single_file(path, torch_dtype=dtype)
-    return StableDiffusionPipeline.from_pretrained(path, torch_dtype=dtype)
+        load = StableDiffusionPipeline.from_single_file
+    pipe = load(path, **options)
+    pipe.latents_dtype = torch.float32  # the same seed draws the same picture in any precision
+    return pipe
 
 
 def _draw_one(

@@ -200,7 +200,7 @@ Replay = Annotated[
 ]
 Device = Annotated[str, _Name("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
 DType = Annotated[
-    str | None, _Name("--dtype", help="float32, bfloat16 or float16. [default: float32]")
+    str | None, _Name("--dtype", help="auto, float32, bfloat16 or float16. [default: auto]")
 ]
 Threads = Annotated[int | None, _Count("-t", "--threads", min=1, max=1024, help="On the CPU.")]
 Json = Annotated[

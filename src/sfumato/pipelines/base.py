@@ -33,7 +33,7 @@ from sfumato.pipelines.offload import (
     Offload,
     offload_device,
 )
-from sfumato.runtime import pages
+from sfumato.runtime import pages, policy
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,8 @@ class DiffusionPipeline:
         self._progress_bar_config: dict[str, Any] = {}
         self.fusing_unet = False
         self.fusing_vae = False
+        #: Of latents, noise and the sampler's sums; None for that of the networks.
+        self.latents_dtype: torch.dtype | None = None
 
     # Components and configuration
 
@@ -137,11 +139,12 @@ class DiffusionPipeline:
                 (``owner/name``), of which only the files that are needed are fetched. A folder of
                 the same spelling goes first, and no path is ever looked for on the hub.
             kwargs: ``torch_dtype`` or ``dtype`` (a `torch.dtype`, or a dict of them by component
-                name with ``default``); ``variant`` such as ``"fp16"``; ``use_safetensors``
-                (None prefers them, True insists on them); ``disable_mmap`` (read large files into
-                memory instead of mapping them); ``check_finite`` (refuse NaN; None checks all but
-                mapped files from 2 GiB on); ``device_map`` (a device, or ``"balanced"`` for the
-                accelerator if there is one); any component or setting by name, such as
+                name with ``default``; without one `sfumato.runtime.policy` chooses); ``variant``
+                such as ``"fp16"``; ``use_safetensors`` (None prefers them, True insists on them);
+                ``disable_mmap`` (read large files into memory instead of mapping them);
+                ``check_finite`` (refuse NaN; None checks all but mapped files from 2 GiB on);
+                ``device_map`` (a device, or ``"balanced"`` for the accelerator if there is one);
+                any component or setting by name, such as
                 ``safety_checker=None``; and for the hub ``revision``, ``cache_dir``, ``token``,
                 ``proxies``, ``force_download``, ``local_files_only``.
 
@@ -228,6 +231,7 @@ class DiffusionPipeline:
         left = {k: v for k, v in config.items() if k.removeprefix("_") not in arguments}
         new.register_to_config(**{f"_{k.removeprefix('_')}": v for k, v in left.items()})
         new._offload = getattr(pipeline, "_offload", None)
+        new.latents_dtype = getattr(pipeline, "latents_dtype", None)
         return new if dtype is None else new.to(dtype=dtype)
 
     # Devices
@@ -254,6 +258,8 @@ class DiffusionPipeline:
             placement.check_offload(self._offload, target)
         for network in self._networks().values():
             network.to(target, dtype)
+        if dtype is not None:
+            self.latents_dtype = None
         if not silence_dtype_warnings and self._offload is None:
             placement.warn_of_slow_type(self._networks())
         return self
@@ -347,6 +353,8 @@ class DiffusionPipeline:
     @contextmanager
     def _running(self, state: CallState) -> Iterator[None]:
         """Hold a call's state while it runs; clean up however it ends."""
+        if self._execution_device.type == "cpu":
+            policy.prepare_process()
         with self._calls.begin(state):
             try:
                 yield

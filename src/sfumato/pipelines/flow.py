@@ -1,6 +1,6 @@
 """The one flow of a call, from a checked request to pictures. Every pipeline is a caller of it.
 
-    embed the prompts        `StableDiffusionBase.encode_prompt`
+    embed the prompts        each pipeline's ``_embed``
     choose the timesteps     `stages.retrieve_timesteps`; for a given picture only the last of them
     prepare the pieces       in order: this is the order of random draws
     denoise                  the network, seen through the pieces
@@ -47,10 +47,13 @@ class Drawing:
         pipeline: whose components draw.
         request: what is asked for.
         scheduler: the pipeline's, or a copy while another call is using that.
-        device, dtype: where and in which precision the network computes.
+        device: where all is computed.
+        network_dtype: in which precision the networks compute.
+        dtype: of latents, noise, and what else the pieces make.
         timesteps: those to pass through.
         steps: how many steps these are; a step may take several timesteps.
-        context: the embedded prompts; in guidance with the negative half.
+        context: the embedded prompts; in guidance with the negative half. None where the network
+            is told nothing of the kind.
         script: the context of each step, for prompts that change; None when all have `context`.
         weights: for each picture those of the parts of its prompt; None for one part of weight 1.
         parts: of the guidance, besides its scale.
@@ -66,10 +69,11 @@ class Drawing:
     request: Request
     scheduler: Any
     device: torch.device
+    network_dtype: torch.dtype
     dtype: torch.dtype
     timesteps: Tensor
     steps: int
-    context: Tensor
+    context: Tensor | None = None
     script: ContextScript | None = None
     weights: tuple[tuple[float, ...], ...] | None = None
     parts: tuple[GuidancePart, ...] = ()
@@ -203,7 +207,7 @@ def draw(
             request.ip_adapter_image,
             request.ip_adapter_image_embeds,
             drawing.pictures,
-            drawing.dtype,
+            drawing.network_dtype,
             drawing.device,
         )
         if drawing.weights is not None:
@@ -214,7 +218,7 @@ def draw(
         drawing.separable = not conditions and len(pieces) == 1
         latents = _denoise(drawing, pieces, conditions)
         output = pipeline._to_output(
-            latents, request.output_type, request.generator, drawing.dtype, decode
+            latents, request.output_type, request.generator, drawing.network_dtype, decode
         )
         for piece in pieces:
             output.images = piece.finish(drawing, output.images)
@@ -237,7 +241,10 @@ def _begin(
     )
     if strength is not None:
         timesteps, steps = stages.last_timesteps(scheduler, steps, strength)
-    begin = _embed_literally if wording is None else partial(_embed_by_step, wording, steps)
+    begin = (
+        pipeline._embed if wording is None else partial(_embed_by_step, wording, steps, pipeline)
+    )
+    embedded = begin(request, device)
     return Drawing(
         pipeline=pipeline,
         request=request,
@@ -245,7 +252,8 @@ def _begin(
         device=device,
         timesteps=timesteps,
         steps=steps,
-        **begin(pipeline, request, device),
+        dtype=pipeline.latents_dtype or embedded["network_dtype"],
+        **embedded,
     )
 
 
@@ -256,7 +264,7 @@ def _embed_by_step(
     made = prompting.embed(pipeline, request, wording, steps, device)
     script = made.join(pipeline._join)
     return {
-        "dtype": script.contexts[0].dtype,
+        "network_dtype": script.contexts[0].dtype,
         "context": script.contexts[script.choice[0]],
         "script": script,
         "weights": made.weights,
@@ -266,43 +274,17 @@ def _embed_by_step(
     }
 
 
-def _embed_literally(pipeline: Any, request: Request, device: torch.device) -> dict[str, Any]:
-    """The fields of a `Drawing` that prompts taken as they are make."""
-    positive, negative = pipeline.encode_prompt(
-        request.prompt,
-        device,
-        int(request.num_images_per_prompt),
-        pipeline.do_classifier_free_guidance,
-        request.negative_prompt,
-        prompt_embeds=request.prompt_embeds,
-        negative_prompt_embeds=request.negative_prompt_embeds,
-        lora_scale=(request.cross_attention_kwargs or {}).get("scale"),
-        clip_skip=request.clip_skip,
-    )
-    guided = pipeline.do_classifier_free_guidance and negative is not None
-    return {
-        "dtype": positive.dtype,
-        "context": pipeline._join(positive, negative) if guided else positive,
-        "tensors": {"negative_prompt_embeds": negative},
-    }
-
-
 def _denoise(drawing: Drawing, pieces: tuple[Piece, ...], conditions: dict[str, Any]) -> Tensor:
     """The loop, with what a callback changed taken into account after every step."""
     pipeline, request, x = drawing.pipeline, drawing.request, drawing.x
     if x is None:
         raise InputError("None of the pieces says which latents to begin with.")
 
-    def unet(x: Tensor, timestep: Tensor, context: Tensor, **inputs: Any) -> Tensor:
-        return pipeline.unet(
-            x,
-            timestep,
-            encoder_hidden_states=context,
-            cross_attention_kwargs=pipeline.cross_attention_kwargs,
-            return_dict=False,
-            **ip_adapter.for_rows(conditions, len(x)),
-            **inputs,
-        )[0]
+    def unet(x: Tensor, timestep: Tensor, context: Tensor | None, **inputs: Any) -> Tensor:
+        conditioned = ip_adapter.for_rows(conditions, len(x))
+        return pipeline._predict(
+            x.to(drawing.network_dtype), timestep, context, **conditioned, **inputs
+        )
 
     seeding.check_scheduler(drawing.scheduler, request.generator)
     network: Network = unet
@@ -312,6 +294,8 @@ def _denoise(drawing: Drawing, pieces: tuple[Piece, ...], conditions: dict[str, 
     for piece in pieces:
         network = piece.around(drawing, network)
         solver = piece.solver(drawing, solver)
+    if drawing.dtype != drawing.network_dtype:
+        network = _rounding(network, drawing.network_dtype)
     if parts := as_parts(request.guidance):
         levels = Levels.of(drawing.scheduler, drawing.timesteps)
         drawing.parts = tuple(part.bind(levels, pipeline.unet) for part in parts)
@@ -327,6 +311,15 @@ def _denoise(drawing: Drawing, pieces: tuple[Piece, ...], conditions: dict[str, 
             if pipeline.interrupt:
                 break
     return x
+
+
+def _rounding(network: Network, dtype: torch.dtype) -> Network:
+    """A network that takes and gives latents of any precision, and computes in this one."""
+
+    def rounded(x: Tensor, timestep: Tensor, context: Tensor, **inputs: Any) -> Tensor:
+        return network(x.to(dtype), timestep, context, **inputs).to(x.dtype)
+
+    return rounded
 
 
 def fit_rows(tensor: Tensor, rows: int) -> Tensor:

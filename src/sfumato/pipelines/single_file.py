@@ -10,6 +10,7 @@ import logging
 import warnings
 from collections.abc import Mapping
 from os import PathLike
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -28,6 +29,7 @@ from sfumato.checkpoints.original.saving import save_original
 from sfumato.config import check_int
 from sfumato.errors import CheckpointError, InputError
 from sfumato.pipelines import placement
+from sfumato.runtime import policy
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +70,9 @@ def load_single_file(
     reject_unknown(f"{cls.__name__}.from_single_file()", options, known)
     dtype = placement.one_dtype(options.pop("torch_dtype", None), options.pop("dtype", None))
     placement.check_dtypes(dtype, names)
+    chosen = None
+    if dtype is None and "unet" not in given and not isinstance(path, Mapping):
+        dtype = chosen = policy.default_dtype(Path(path))
     options["dtype"] = dtype
     overrides, scheduler_type = _read_deprecated(options)
     checkpoint = open_checkpoint(
@@ -99,6 +104,7 @@ def load_single_file(
         )
     pipeline: Any = pipeline_class(**arguments)
     pipeline.register_to_config(_name_or_path=None if isinstance(path, Mapping) else str(path))
+    pipeline.latents_dtype = None if chosen is None else torch.float32
     return pipeline
 
 

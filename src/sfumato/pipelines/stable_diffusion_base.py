@@ -30,7 +30,7 @@ from sfumato.pipelines.call import CallState, OfCall
 from sfumato.pipelines.image_processor import VaeImageProcessor
 from sfumato.pipelines.ip_adapter_methods import IPAdapterMixin
 from sfumato.pipelines.output import StableDiffusionPipelineOutput
-from sfumato.pipelines.request import OWN_KEYWORDS
+from sfumato.pipelines.request import OWN_KEYWORDS, Request
 from sfumato.pipelines.textual_inversion import TextualInversionLoaderMixin
 from sfumato.pipelines.watch import LEGACY_KEYWORDS
 from sfumato.text.conditioning import encode_prompt
@@ -236,6 +236,39 @@ class StableDiffusionBase(
         if not self.do_classifier_free_guidance:
             return None
         return ClassifierFree(self.guidance_scale, self.guidance_rescale)
+
+    def _embed(self, request: Request, device: torch.device) -> dict[str, Any]:
+        """The fields of a `Drawing` that prompts taken as they are make."""
+        positive, negative = self.encode_prompt(
+            request.prompt,
+            device,
+            int(request.num_images_per_prompt),
+            self.do_classifier_free_guidance,
+            request.negative_prompt,
+            prompt_embeds=request.prompt_embeds,
+            negative_prompt_embeds=request.negative_prompt_embeds,
+            lora_scale=(request.cross_attention_kwargs or {}).get("scale"),
+            clip_skip=request.clip_skip,
+        )
+        guided = self.do_classifier_free_guidance and negative is not None
+        return {
+            "network_dtype": positive.dtype,
+            "context": self._join(positive, negative) if guided else positive,
+            "tensors": {"negative_prompt_embeds": negative},
+        }
+
+    def _predict(
+        self, x: Tensor, timestep: Tensor, context: Tensor | None, **inputs: Any
+    ) -> Tensor:
+        """Ask the UNet about latents ``x`` beside text ``context``."""
+        return self.unet(
+            x,
+            timestep,
+            encoder_hidden_states=context,
+            cross_attention_kwargs=self.cross_attention_kwargs,
+            return_dict=False,
+            **inputs,
+        )[0]
 
     def _join(self, positive: Tensor, negative: Tensor) -> Tensor:
         """The context of a guided call, as `_guidance` wants it."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from os import PathLike
 from typing import Any, TypeVar
@@ -35,6 +35,7 @@ from sfumato.checkpoints.model_index import (
 from sfumato.checkpoints.weight_files import base_names, check_variant, has_variant
 from sfumato.errors import ConfigError, InputError, ModelNotFoundError, did_you_mean
 from sfumato.pipelines import placement, repairs
+from sfumato.runtime import policy
 
 logger = logging.getLogger(__name__)
 
@@ -106,11 +107,21 @@ def load_pipeline(cls: type[PipelineT], path: str | PathLike[str], **kwargs: Any
     device = _mapped_device(kwargs.pop("device_map", None))
     plan, options = _prepare(cls, path, kwargs)
     names, settings = plan.pipeline_class._signature()
+    options, chosen = _with_dtype(plan, options)
     loaded = {name: _load(plan.index, name, options, plan.pipeline_class) for name in plan.classes}
     said = {k: v for k, v in plan.index.settings.items() if k in settings}
     pipeline = plan.pipeline_class(**{**dict.fromkeys(names), **said, **loaded, **plan.given})
     pipeline.register_to_config(_name_or_path=str(path))
+    pipeline.latents_dtype = torch.float32 if chosen else None
     return pipeline if device is None else pipeline.to(device)
+
+
+def _with_dtype(plan: _Plan, options: _Options) -> tuple[_Options, bool]:
+    """The options with the data type that the machine calls for, and whether one was chosen."""
+    if options.dtype is not None or "unet" not in plan.classes:
+        return options, False
+    chosen = policy.default_dtype(plan.index.root)
+    return replace(options, dtype=chosen), chosen is not None
 
 
 def download_pipeline(cls: type[Any], path: str | PathLike[str], **kwargs: Any) -> str:

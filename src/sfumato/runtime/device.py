@@ -40,11 +40,11 @@ def _has_mps() -> bool:
     return torch.backends.mps.is_available()
 
 
-def pick_dtype(name: str = "auto", device: torch.device | None = None) -> torch.dtype:
-    """The data type with the given name; ``"auto"`` is float32 on every device.
+def pick_dtype(name: str, device: torch.device | None = None) -> torch.dtype:
+    """The data type with the given name; ``"auto"`` is `sfumato.runtime.policy`'s business.
 
     Args:
-        name: one of `DTYPES`.
+        name: one of `DTYPES` but the first.
         device: where it will be used; None stands for the CPU.
 
     Raises:
@@ -54,7 +54,7 @@ def pick_dtype(name: str = "auto", device: torch.device | None = None) -> torch.
     >>> pick_dtype("bfloat16")
     torch.bfloat16
     """
-    if name not in DTYPES:
+    if name not in DTYPES[1:]:
         raise InputError(
             f"There is no data type {name[:80]!r}; it is one of {', '.join(DTYPES)}."
             f"{did_you_mean(name, DTYPES)}"
@@ -63,7 +63,7 @@ def pick_dtype(name: str = "auto", device: torch.device | None = None) -> torch.
         raise InputError(
             "float16 is slow and overflows on a CPU.", hint="Use float32 or bfloat16 there."
         )
-    return torch.float32 if name == "auto" else getattr(torch, name)
+    return getattr(torch, name)
 
 
 def set_threads(count: int | None) -> int:
