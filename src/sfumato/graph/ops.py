@@ -188,7 +188,7 @@ class Ops(Protocol[A]):
         ...
 
     def embedding(self, ids: A, layer: Weights) -> A:
-        """Rows of the table ``weight`` ``(rows, C)``: ids ``(N, L)`` or ``(N,)`` to ``(..., C)``."""
+        """Rows of the table ``weight`` ``(rows, C)``: ids ``(N, L)`` or ``(N,)``, one row each."""
         ...
 
     def concat(self, arrays: Sequence[A], axis: int) -> A:
