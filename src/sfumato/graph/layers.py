@@ -24,7 +24,8 @@ def activation_kind(act_fn: str) -> Activation:
 
 def same_padding(kernel: int) -> tuple[int, int, int, int]:
     """Zeros that keep the size of a map under an odd kernel."""
-    return ((kernel - 1) // 2,) * 4
+    zeros = (kernel - 1) // 2
+    return zeros, zeros, zeros, zeros
 
 
 def resnet(
@@ -82,7 +83,7 @@ def _resized(ops: Ops[A], x: A, size: tuple[int, int]) -> A:
 
 def downsample(ops: Ops[A], w: Weights, x: A, padding: int) -> A:
     """Half the size by a strided 3x3 convolution; ``padding`` 0 pads right and below alone."""
-    zeros = (0, 1, 0, 1) if padding == 0 else (padding,) * 4
+    zeros = (0, 1, 0, 1) if padding == 0 else (padding, padding, padding, padding)
     return ops.conv2d(x, w / "conv", stride=2, padding=zeros)
 
 

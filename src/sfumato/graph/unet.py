@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic
 
-from sfumato.errors import InputError
+from sfumato.errors import ConfigError, InputError
 from sfumato.graph.layers import (
     activation_kind,
     attention,
@@ -88,7 +88,7 @@ def unet(
         ops, weights, config, timesteps, context, class_labels, timestep_cond, added
     )
     text = _Text(text_context(ops, weights, config, context, added), _bias(ops, context_mask))
-    stages = unet_stages.resolve(config)
+    down, middle, up = supported_stages(config)
     net = _Network(ops, weights, config, temb, text)
     x = ops.to_map(sample)
     if config.center_input_sample:
@@ -100,22 +100,44 @@ def unet(
     from_adapter = residuals.blocks or (() if controlled else residuals.down or ())
     adapter = [ops.to_map(r) for r in from_adapter]
     skips = [x]
-    for i, stage in enumerate(stages.down):
+    for i, stage in enumerate(down):
         x = net.down(i, stage, x, skips, adapter.pop(0) if adapter else None)
     if residuals.down is not None and residuals.mid is not None:
         skips = _controlled(ops, skips, residuals.down)
-    if stages.mid is not None:
-        x = net.mid(stages.mid, x)
+    if middle is not None:
+        x = net.mid(middle, x)
         if adapter and ops.map_shape(x) == ops.map_shape(adapter[0]):
             x = ops.add(x, adapter[0])
     if residuals.down is not None and residuals.mid is not None:
         x = ops.add(x, ops.to_map(residuals.mid))
-    for i, stage in enumerate(stages.up):
+    for i, stage in enumerate(up):
         x = net.up(i, stage, x, skips)
     act = activation_kind(config.act_fn)
-    x = ops.group_norm(x, weights / "conv_norm_out", config.norm_num_groups, config.norm_eps, act)
+    groups = config.norm_num_groups
+    assert groups is not None  # none but K blocks do without
+    x = ops.group_norm(x, weights / "conv_norm_out", groups, config.norm_eps, act)
     x = ops.conv2d(x, weights / "conv_out", padding=same_padding(config.conv_out_kernel))
     return ops.from_map(x)
+
+
+def supported_stages(
+    config: UNet2DConditionConfig,
+) -> tuple[list[Stage], Stage | None, list[Stage]]:
+    """The blocks of the first half, the middle and the second half.
+
+    Raises:
+        ConfigError: blocks that there is no function for here; it names them.
+    """
+    stages = unet_stages.resolve(config)
+    kinds = (*config.down_block_types, *config.up_block_types)
+    unknown = sorted({kind for kind in kinds if kind not in unet_stages.KINDS})
+    if unknown:
+        raise ConfigError(
+            f"Blocks of the kind {', '.join(unknown)} are computed by torch alone.",
+            hint="Choose the backend torch.",
+        )
+    down = [stage for stage in stages.down if isinstance(stage, Stage)]
+    return down, stages.mid, [stage for stage in stages.up if isinstance(stage, Stage)]
 
 
 def _bias(ops: Ops[A], mask: A | None) -> A | None:
@@ -206,7 +228,7 @@ class _Network(Generic[A]):
             x,
             self.text.tokens if looks else None,
             heads=stage.heads,
-            groups=config.norm_num_groups,
+            groups=stage.groups,
             eps=NORM_EPS if looks else config.norm_eps,
             bias=self.text.bias if looks else None,
             context_norm=config.cross_attention_norm if looks else None,
@@ -219,7 +241,7 @@ class _Network(Generic[A]):
             w,
             x,
             self.temb,
-            groups=config.norm_num_groups,
+            groups=stage.groups,
             eps=config.norm_eps,
             act=activation_kind(config.act_fn),
             scale_shift=config.resnet_time_scale_shift == "scale_shift",
@@ -232,7 +254,7 @@ class _Network(Generic[A]):
         """Transformer blocks over the pixels of ``x``, beside a shortcut."""
         ops = self.ops
         _, _, height, width = ops.map_shape(x)
-        h = ops.group_norm(x, w / "norm", self.config.norm_num_groups, TRANSFORMER_EPS)
+        h = ops.group_norm(x, w / "norm", stage.groups, TRANSFORMER_EPS)
         linear = self.config.use_linear_projection
         if linear:
             h = ops.linear(ops.tokens(h), w / "proj_in")

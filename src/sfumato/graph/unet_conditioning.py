@@ -82,10 +82,8 @@ def sinusoids(ops: Ops[A], config: UNet2DConditionConfig, numbers: A, width: int
 
 
 def _waves(ops: Ops[A], angles: A, cosines_first: bool) -> A:
-    waves = (
-        [ops.cos(angles), ops.sin(angles)] if cosines_first else [ops.sin(angles), ops.cos(angles)]
-    )
-    return ops.concat(waves, axis=1)
+    waves = [ops.cos(angles), ops.sin(angles)]
+    return ops.concat(waves if cosines_first else waves[::-1], axis=1)
 
 
 def _column(ops: Ops[A], numbers: A) -> A:
