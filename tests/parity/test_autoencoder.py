@@ -9,7 +9,8 @@ import diffusers
 import pytest
 import torch
 
-from sfumato.models.autoencoder import DOWN_BLOCKS, UP_BLOCKS, AutoencoderKL
+from sfumato.models.autoencoder import AutoencoderKL
+from sfumato.models.autoencoder_config import DOWN_BLOCKS, UP_BLOCKS
 from sfumato.models.legacy import rename_legacy_keys
 from tests.parity.networks import relative_error, shapes, share_weights
 

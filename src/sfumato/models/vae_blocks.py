@@ -97,13 +97,13 @@ class MidBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images ``(N, in_channels, H, W)`` to moments ``(N, 2 * latent_channels, H/f, W/f)``.
+    """Images ``(N, in_channels, H, W)`` to ``(N, out_channels, H/f, W/f)``.
 
-    ``config`` is an `AutoencoderKLConfig`; f is 2 to the power of the number of stages less one.
+    ``config`` is that of a first stage; f is 2 to the power of the number of stages less one.
     With ``band_pixels`` the picture is taken in bands of about so many pixels, to save memory.
     """
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, out_channels: int) -> None:
         super().__init__()
         widths = config.block_out_channels
         groups, act_fn = config.norm_num_groups, config.act_fn
@@ -126,7 +126,7 @@ class Encoder(nn.Module):
         )
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=EPS)
         self.conv_act = nn.SiLU()
-        self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
 
     def forward(self, x: Tensor, band_pixels: int | None = None) -> Tensor:
         if band_pixels is not None:
