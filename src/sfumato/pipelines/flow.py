@@ -47,7 +47,9 @@ class Drawing:
         pipeline: whose components draw.
         request: what is asked for.
         scheduler: the pipeline's, or a copy while another call is using that.
-        device, dtype: where and in which precision the network computes.
+        device: where all is computed.
+        network_dtype: in which precision the networks compute.
+        dtype: of latents, noise, and what else the pieces make.
         timesteps: those to pass through.
         steps: how many steps these are; a step may take several timesteps.
         context: the embedded prompts; in guidance with the negative half. None where the network
@@ -67,6 +69,7 @@ class Drawing:
     request: Request
     scheduler: Any
     device: torch.device
+    network_dtype: torch.dtype
     dtype: torch.dtype
     timesteps: Tensor
     steps: int
@@ -204,7 +207,7 @@ def draw(
             request.ip_adapter_image,
             request.ip_adapter_image_embeds,
             drawing.pictures,
-            drawing.dtype,
+            drawing.network_dtype,
             drawing.device,
         )
         if drawing.weights is not None:
@@ -215,7 +218,7 @@ def draw(
         drawing.separable = not conditions and len(pieces) == 1
         latents = _denoise(drawing, pieces, conditions)
         output = pipeline._to_output(
-            latents, request.output_type, request.generator, drawing.dtype, decode
+            latents, request.output_type, request.generator, drawing.network_dtype, decode
         )
         for piece in pieces:
             output.images = piece.finish(drawing, output.images)
@@ -249,7 +252,7 @@ def _begin(
         device=device,
         timesteps=timesteps,
         steps=steps,
-        dtype=embedded.pop("network_dtype"),
+        dtype=pipeline.latents_dtype or embedded["network_dtype"],
         **embedded,
     )
 
@@ -279,7 +282,9 @@ def _denoise(drawing: Drawing, pieces: tuple[Piece, ...], conditions: dict[str, 
 
     def unet(x: Tensor, timestep: Tensor, context: Tensor | None, **inputs: Any) -> Tensor:
         conditioned = ip_adapter.for_rows(conditions, len(x))
-        return pipeline._predict(x, timestep, context, **conditioned, **inputs)
+        return pipeline._predict(
+            x.to(drawing.network_dtype), timestep, context, **conditioned, **inputs
+        )
 
     seeding.check_scheduler(drawing.scheduler, request.generator)
     network: Network = unet
@@ -289,7 +294,11 @@ def _denoise(drawing: Drawing, pieces: tuple[Piece, ...], conditions: dict[str, 
     for piece in pieces:
         network = piece.around(drawing, network)
         solver = piece.solver(drawing, solver)
-    if parts := as_parts(request.guidance):
+    if drawing.dtype != drawing.network_dtype:
+        network = _rounding(network, drawing.network_dtype)
+    parts = [*as_parts(request.guidance)]
+    parts += [part for saving in as_savings(request.savings) for part in saving.parts()]
+    if parts:
         levels = Levels.of(drawing.scheduler, drawing.timesteps)
         drawing.parts = tuple(part.bind(levels, pipeline.unet) for part in parts)
     pipeline._num_timesteps = len(solver)
@@ -304,6 +313,15 @@ def _denoise(drawing: Drawing, pieces: tuple[Piece, ...], conditions: dict[str, 
             if pipeline.interrupt:
                 break
     return x
+
+
+def _rounding(network: Network, dtype: torch.dtype) -> Network:
+    """A network that takes and gives latents of any precision, and computes in this one."""
+
+    def rounded(x: Tensor, timestep: Tensor, context: Tensor, **inputs: Any) -> Tensor:
+        return network(x.to(dtype), timestep, context, **inputs).to(x.dtype)
+
+    return rounded
 
 
 def fit_rows(tensor: Tensor, rows: int) -> Tensor:

@@ -47,7 +47,7 @@ class Conditioned(ChannelPiece):
         self.conditioner, self.condition, self.negative = conditioner, condition, negative
 
     def prepare(self, drawing: Drawing) -> None:
-        device, dtype = drawing.device, drawing.dtype
+        device, dtype = drawing.device, drawing.network_dtype
         made = self.conditioner.encode(self.condition, device, dtype)
         rows = {len(value) for value in made.parts().values()}
         images = drawing.pictures // max(rows)
