@@ -296,9 +296,7 @@ def _denoise(drawing: Drawing, pieces: tuple[Piece, ...], conditions: dict[str, 
         solver = piece.solver(drawing, solver)
     if drawing.dtype != drawing.network_dtype:
         network = _rounding(network, drawing.network_dtype)
-    parts = [*as_parts(request.guidance)]
-    parts += [part for saving in as_savings(request.savings) for part in saving.parts()]
-    if parts:
+    if parts := as_parts(request.guidance):
         levels = Levels.of(drawing.scheduler, drawing.timesteps)
         drawing.parts = tuple(part.bind(levels, pipeline.unet) for part in parts)
     pipeline._num_timesteps = len(solver)
