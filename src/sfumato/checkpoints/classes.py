@@ -36,12 +36,17 @@ CLASSES: dict[str, tuple[str, str]] = {
     "CLIPFeatureExtractor": ("transformers", "sfumato.safety.image_processor"),
     "StableDiffusionSafetyChecker": ("stable_diffusion", "sfumato.safety.checker"),
     "CLIPTokenizer": ("transformers", "sfumato.text.tokenizer"),
+    "BertTokenizer": ("transformers", "sfumato.text.bert_tokenizer"),
+    "LDMBertModel": ("latent_diffusion", "sfumato.text.ldm_bert"),
+    "ClassEmbedder": ("sfumato", "sfumato.conditioners.classes"),
+    "SpatialRescaler": ("sfumato", "sfumato.conditioners.semantic"),
+    "LayoutEncoder": ("sfumato", "sfumato.conditioners.layout_encoder"),
     **dict.fromkeys(_SCHEDULERS, ("diffusers", "sfumato.schedulers")),
     "KDiffusionScheduler": ("sfumato", "sfumato.schedulers"),
 }
 
 #: Other names of the same classes.
-_ALIASES = {"CLIPTokenizerFast": "CLIPTokenizer"}
+_ALIASES = {"CLIPTokenizerFast": "CLIPTokenizer", "BertTokenizerFast": "BertTokenizer"}
 
 
 def find_class(name: str, where: str) -> type[Any]:

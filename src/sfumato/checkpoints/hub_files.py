@@ -14,8 +14,8 @@ from sfumato.checkpoints.hub import HubModel
 from sfumato.checkpoints.weight_files import choose_weights, file_names, read_index
 from sfumato.errors import ModelNotFoundError
 
-_VOCABULARY = ("vocab.json", "merges.txt")
-_ALL_IN_ONE = "tokenizer.json"
+#: Files that are a vocabulary, the first found counts: CLIP's, BERT's, or any in one file.
+_VOCABULARIES = (("vocab.json", "merges.txt"), ("vocab.txt",), ("tokenizer.json",))
 _TOKENIZER_EXTRAS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
@@ -73,8 +73,8 @@ def tokenizer_files(model: HubModel, folder: str | None) -> list[str]:
         SfumatoError: it has no vocabulary.
     """
     names = set(model.names_in(joined(folder)))
-    both = names.issuperset(_VOCABULARY)
-    if not both and _ALL_IN_ONE not in names:
-        raise model.lacks(joined(folder, next(n for n in _VOCABULARY if n not in names)))
-    vocabulary = _VOCABULARY if both else (_ALL_IN_ONE,)
+    vocabulary = next((v for v in _VOCABULARIES if names.issuperset(v)), None)
+    if vocabulary is None:
+        usual = _VOCABULARIES[0]
+        raise model.lacks(joined(folder, next(n for n in usual if n not in names)))
     return [joined(folder, n) for n in (*vocabulary, *_TOKENIZER_EXTRAS) if n in names]

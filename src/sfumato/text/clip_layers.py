@@ -39,6 +39,11 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def activation(name: str) -> Callable[[Tensor], Tensor]:
+    """The function that a configuration names so (see `ACTIVATION_KINDS`)."""
+    return _ACTIVATIONS[ACTIVATION_KINDS[name]]
+
+
 class EncoderConfig(Protocol):
     """The fields of a configuration that the blocks read."""
 
@@ -123,7 +128,7 @@ class CLIPMLP(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.activation_fn = _ACTIVATIONS[ACTIVATION_KINDS[config.hidden_act]]
+        self.activation_fn = activation(config.hidden_act)
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
         init_linear(self.fc1, (2 * config.hidden_size) ** -0.5 * config.initializer_factor)

@@ -123,7 +123,7 @@ def read_vocab_and_merges(vocab_file: Path, merges_file: Path) -> Vocabulary:
         TokenizerError: when a file is too large, not what its name says, or they do not fit.
     """
     tokens = read_json_object(vocab_file)
-    return Vocabulary(tokens, _merges_of_text(_read_text(merges_file), merges_file.name))
+    return Vocabulary(tokens, _merges_of_text(read_text(merges_file), merges_file.name))
 
 
 def read_tokenizer_json(file: Path) -> tuple[Vocabulary, list[dict[str, Any]]]:
@@ -187,7 +187,13 @@ def _merges_of_text(text: str, name: str) -> list[tuple[str, str]]:
     return pairs if len({*lines}) == len(lines) else list(dict.fromkeys(pairs))
 
 
-def _read_text(file: Path) -> str:
+def read_text(file: Path) -> str:
+    """The text of a vocabulary's file.
+
+    Raises:
+        TokenizerError: it is too large, or no text.
+        CheckpointError: there is no such file.
+    """
     with open_regular(file) as stream:
         data = stream.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
