@@ -175,7 +175,7 @@ def run(
 def _warm(seed: int, folder: Path) -> None:
     """Import the whole package, and read some files of each kind for what others import late."""
     for module in pkgutil.walk_packages(sfumato.__path__, "sfumato."):
-        if not module.name.endswith("__main__"):
+        if not module.name.endswith(("__main__", "._kernels")):
             importlib.import_module(module.name)
     importlib.import_module("numpy.ma")  # which some functions of NumPy ask for
     places = prepare(folder)

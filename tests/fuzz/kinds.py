@@ -12,6 +12,7 @@ from zlib import crc32
 
 from sfumato.checkpoints.components import load_component
 from sfumato.checkpoints.fitting import build_without_memory
+from sfumato.checkpoints.gguf.tensors import read_gguf
 from sfumato.checkpoints.inspection import inspect_file
 from sfumato.checkpoints.jsonfile import read_json
 from sfumato.checkpoints.metadata import parse_infotext
@@ -180,6 +181,7 @@ _SINGLE_FILES = tuple(
 KINDS: dict[str, Kind] = {
     "safetensors": Kind("m.safetensors", weights.safetensors, (read_safetensors, verify), 6),
     "checkpoint": Kind("m.safetensors", weights.checkpoint, (inspect, *_SINGLE_FILES), 0.005),
+    "gguf": Kind("m.gguf", weights.gguf, (read_gguf, verify), 4),
     "program": Kind("m.pkl", weights.program, (program,), 6),
     "bare pickle": Kind("m.bin", weights.program, (read_pickle, inspect), 2),
     "pickle in a zip": Kind("m.ckpt", weights.program_in_zip, (*_PICKLES, open_source), 2),

@@ -24,6 +24,7 @@ from sfumato.checkpoints.pickle_machine import read_pickle_data
 from sfumato.checkpoints.tensors import TORCH_DTYPES
 from sfumato.checkpoints.torch_rebuild import Storage, call, storage_of
 from tests.adapters.files_like import FAMILIES, kohya_file, norm_file, peft_file
+from tests.checkpoints.gguf.raw import RawFile, RawTensor, note, text
 from tests.checkpoints.original.synthetic import (
     checkpoint_tensors,
     networks,
@@ -383,3 +384,28 @@ def embedding(r: random.Random) -> bytes:
     if r.random() < 0.3:
         return any_bytes(r, r.choice(_torch_files()[2:]), r.choice(_embeddings()))
     return _damaged(r, r.choice(_embeddings()), r.choice(_torch_files()))
+
+
+# GGUF
+
+
+@cache
+def _gguf() -> bytes:
+    """A few tensors of several types, notes of all kinds."""
+    kinds = [(0, [3, 2], 24), (8, [32, 2], 68), (2, [64], 36), (12, [256], 144), (1, [5], 10)]
+    tensors, data = [], b""
+    for number, (kind, sizes, length) in enumerate(kinds):
+        tensors.append(RawTensor(f"blocks.{number}.weight", sizes, kind, len(data)))
+        data += bytes(range(length)) + bytes(-length % 32)
+    notes = [
+        note("general.name", 8, text("a model")),
+        note("general.alignment", 4, struct.pack("<I", 32)),
+        note("comfy.gguf.orig_shape.blocks.0.weight", 9, struct.pack("<IQ2i", 5, 2, 3, 2)),
+        note("tokens", 9, struct.pack("<IQ", 8, 2) + text("a") + text("bc")),
+        note("numbers", 9, struct.pack("<IQ6f", 6, 6, *range(6))),
+    ]
+    return RawFile(tensors, notes, data=data).content()
+
+
+def gguf(r: random.Random) -> bytes:
+    return _gguf() if r.random() < 0.02 else any_bytes(r, _gguf(), _plain())

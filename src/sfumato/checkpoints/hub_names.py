@@ -17,7 +17,7 @@ from urllib.parse import unquote
 from sfumato.errors import InputError
 
 #: How the names of files of weights end.
-WEIGHT_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+WEIGHT_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 
 _HOST = r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/"
 _NAME = r"[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}"

@@ -17,6 +17,7 @@ from typing import Any
 from sfumato.checkpoints import training_notes
 from sfumato.checkpoints.file_hashes import Hashes, hash_file
 from sfumato.checkpoints.files import is_regular, open_regular, shown
+from sfumato.checkpoints.gguf.header import MAGIC
 from sfumato.checkpoints.header import DTYPE_BITS, what_it_looks_like
 from sfumato.checkpoints.model_index import INDEX_NAME, read_model_index
 from sfumato.checkpoints.original.families import detect_family, family
@@ -42,7 +43,7 @@ class FileInfo:
         path: as given.
         kind: ``checkpoint``, ``lora``, ``embedding``, ``vae``, ``unet``, ``folder``, ``unknown``...
         description: the kind in a few words.
-        format: ``safetensors``, ``pickle`` or ``diffusers``.
+        format: ``safetensors``, ``pickle``, ``gguf`` or ``diffusers``.
         base_model: the model that it is, or is made for.
         prediction_type: what a UNet predicts, and ``prediction_reason`` why that is believed.
         components: networks in it, or the components of a folder with their classes.
@@ -115,7 +116,7 @@ def _require_weights(path: Path) -> None:
     """Raise `CheckpointError` for a file that does not even begin like one of weights."""
     with open_regular(path) as file:
         start = file.read(64)
-    if start[8:9] != b"{" and not start.startswith((ZIP_START, b"\x80")):
+    if start[8:9] != b"{" and not start.startswith((ZIP_START, b"\x80", MAGIC)):
         guess = what_it_looks_like(start)
         raise CheckpointError(
             f"{shown(path)} is neither a picture nor a file of weights"
@@ -168,7 +169,9 @@ def _inspect_source(path: Path, source: Source, verify: bool) -> dict[str, Any]:
 def _format_of(path: Path) -> str:
     with open_regular(path) as file:
         start = file.read(9)
-    return "safetensors" if start[8:9] == b"{" else "pickle"
+    if start[8:9] == b"{":
+        return "safetensors"
+    return "gguf" if start.startswith(MAGIC) else "pickle"
 
 
 def _amounts(source: Source) -> dict[str, Any]:

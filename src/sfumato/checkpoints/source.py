@@ -1,7 +1,7 @@
 """A file of weights, opened: what it holds is known before any number is read.
 
-Safetensors and torch's pickles look alike from here. Only the tensors that are asked for are
-read, or mapped.
+Safetensors, torch's pickles and GGUF files look alike from here. Only the tensors that are asked
+for are read, or mapped.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sfumato.checkpoints.files import open_regular, shown
+from sfumato.checkpoints.gguf.header import MAGIC, GgufHeader, read_gguf_header
 from sfumato.checkpoints.header import Header, read_header
 from sfumato.checkpoints.pickle_machine import Opaque
 from sfumato.checkpoints.torch_file import (
@@ -89,6 +90,8 @@ def open_source(path: str | os.PathLike[str]) -> Source:
         start = file.read(16)
     if start.startswith(ZIP_START) or (start.startswith(b"\x80") and start[8:9] != b"{"):
         return _PickleSource(read_torch_file(path))
+    if start.startswith(MAGIC) and start[8:9] != b"{":
+        return _GgufSource(path, read_gguf_header(path))
     return _SafetensorsSource(path, read_header(path))
 
 
@@ -106,6 +109,22 @@ class _SafetensorsSource:
         from sfumato.checkpoints.tensors import read_safetensors
 
         return read_safetensors(self._path, names=names, header=self._header, **options)
+
+
+class _GgufSource:
+    def __init__(self, path: Path, header: GgufHeader) -> None:
+        self._path, self._header = path, header
+        self.where = shown(path)
+        self.tensors: Mapping[str, Stored] = {
+            n: Stored(e.kind.name, e.shape) for n, e in header.entries.items()
+        }
+        self.metadata = header.texts
+        self.facts = header.facts
+
+    def read(self, names: Iterable[str], **options: Any) -> dict[str, torch.Tensor]:
+        from sfumato.checkpoints.gguf.tensors import read_gguf
+
+        return read_gguf(self._path, names=names, header=self._header, **options)
 
 
 class _PickleSource:
