@@ -57,12 +57,14 @@ def time_embedding(
     return emb
 
 
-def _time_waves(ops: Ops[A], weights: Weights, config: UNet2DConditionConfig, timesteps: A) -> A:
+def _time_waves(ops: Ops[A], weights: Weights, config: UNet2DConditionConfig, numbers: A) -> A:
+    """The waves of times, or of class labels that are times."""
     if config.time_embedding_type == "fourier":
-        frequencies = ops.mul(ops.weight(weights / "time_proj", "weight"), 2 * math.pi)
-        angles = ops.mul(_column(ops, timesteps), ops.reshape(frequencies, (1, -1)))
+        frequencies = ops.reshape(ops.weight(weights / "time_proj", "weight"), (1, -1))
+        # In this order, since angles are large and each product is rounded.
+        angles = ops.mul(ops.mul(ops.mul(_column(ops, numbers), frequencies), 2.0), math.pi)
         return _waves(ops, angles, config.flip_sin_to_cos)
-    return sinusoids(ops, config, timesteps, config.block_out_channels[0])
+    return sinusoids(ops, config, numbers, config.block_out_channels[0])
 
 
 def sinusoids(ops: Ops[A], config: UNet2DConditionConfig, numbers: A, width: int) -> A:
@@ -101,7 +103,7 @@ def _class_embedding(
     if kind is None:
         return ops.embedding(labels, w)
     if kind == "timestep":
-        waves = sinusoids(ops, config, labels, config.block_out_channels[0])
+        waves = _time_waves(ops, weights, config, labels)
         return mlp(ops, w, ops.cast(waves), activation_kind(config.act_fn))
     if kind == "identity":
         return ops.cast(labels)
