@@ -43,9 +43,9 @@ for name in {names!r}:
 def test_blocks_that_torch_alone_computes_are_refused_by_name() -> None:
     config = UNet2DConditionConfig.from_dict(
         {
-            "down_block_types": ["KDownBlock2D", "KCrossAttnDownBlock2D"],
-            "up_block_types": ["KCrossAttnUpBlock2D", "KUpBlock2D"],
-            "block_out_channels": [32, 64],
+            "down_block_types": ["KDownBlock2D", *["KCrossAttnDownBlock2D"] * 2],
+            "up_block_types": [*["KCrossAttnUpBlock2D"] * 2, "KUpBlock2D"],
+            "block_out_channels": [32, 64, 64],
             "layers_per_block": 1,
             "attention_head_dim": 8,
             "cross_attention_dim": 16,
@@ -56,14 +56,14 @@ def test_blocks_that_torch_alone_computes_are_refused_by_name() -> None:
             "time_embedding_type": "fourier",
         }
     )
-    with pytest.raises(ConfigError, match="KCrossAttnDownBlock2D.*torch alone"):
+    with pytest.raises(ConfigError, match=r"KCrossAttnDownBlock2D.*torch alone"):
         supported_stages(config)
 
 
 def test_a_missing_weight_is_named_in_full() -> None:
     weights = Weights({"text_model.embeddings.token_embedding.weight": np.zeros((9, 8))})
     config = CLIPTextConfig(vocab_size=9, hidden_size=8, num_attention_heads=2)
-    with pytest.raises(WeightsMismatchError, match="position_embedding.weight"):
+    with pytest.raises(WeightsMismatchError, match=r"position_embedding\.weight"):
         clip_text(OPS, weights, config, np.zeros((1, 3), np.int64))
 
 
