@@ -16,8 +16,9 @@ from sfumato.adapters.network_methods import AdapterMethods
 from sfumato.adapters.state import scaled_by_keyword
 from sfumato.errors import InputError
 from sfumato.models import ip_adapter, unet_stages
-from sfumato.models import unet_conditioning as conditioning
 from sfumato.models.image_projections import MultiIPAdapterImageProjection
+from sfumato.models.k_blocks import KUpBlock
+from sfumato.models.k_stages import KStage
 from sfumato.models.layers import get_activation
 from sfumato.models.processors import TextAndPictures
 from sfumato.models.transformer import Context
@@ -46,11 +47,16 @@ class UNet2DConditionModel(UNetEncoder[UNet2DConditionConfig], AdapterMethods):
         widths = c.block_out_channels
         self._build_encoder(c)
         self.text_encoder_hid_proj: nn.Module | None = None  # while IP-Adapters take that place
-        block_dim = conditioning.block_width(c)
-        self.up_blocks = nn.ModuleList(UpBlock(s, c, block_dim) for s in unet_stages.resolve(c).up)
+        stages, width = unet_stages.resolve(c), unet_stages.block_width(c)
+        self.up_blocks = nn.ModuleList(
+            KUpBlock(stage, c, width) if isinstance(stage, KStage) else UpBlock(stage, c, width)
+            for stage in stages.up
+        )
         self._build_middle(c)
-        self.conv_norm_out = nn.GroupNorm(c.norm_num_groups, widths[0], eps=c.norm_eps)
-        self.conv_act = get_activation(c.act_fn)
+        self.conv_norm_out = self.conv_act = None
+        if c.norm_num_groups is not None:
+            self.conv_norm_out = nn.GroupNorm(c.norm_num_groups, widths[0], eps=c.norm_eps)
+            self.conv_act = get_activation(c.act_fn)
         self.conv_out = nn.Conv2d(
             widths[0], c.out_channels, c.conv_out_kernel, padding=(c.conv_out_kernel - 1) // 2
         )
@@ -134,13 +140,15 @@ class UNet2DConditionModel(UNetEncoder[UNet2DConditionConfig], AdapterMethods):
         if control is not None and control_mid is not None:
             x = x + control_mid
         x = self._up(x, skips, emb, context)
-        x = self.conv_out(self.conv_act(self.conv_norm_out(x)))
+        if self.conv_norm_out is not None and self.conv_act is not None:
+            x = self.conv_act(self.conv_norm_out(x))
+        x = self.conv_out(x)
         return UNet2DConditionOutput(x) if return_dict else (x,)
 
     def _up(self, x: Tensor, skips: list[Tensor], emb: Tensor, context: Context) -> Tensor:
         """The second half, which uses up the skips from the last to the first."""
         for block in self.up_blocks:
-            assert isinstance(block, UpBlock)
+            assert isinstance(block, UpBlock | KUpBlock)
             start = len(skips) - len(block.resnets)
             skips, own = skips[:start], skips[start:]
             size = (skips[-1].shape[-2], skips[-1].shape[-1]) if skips else None
@@ -205,5 +213,5 @@ class UNet2DConditionModel(UNetEncoder[UNet2DConditionConfig], AdapterMethods):
         self, s1: float | None, s2: float | None, b1: float | None, b2: float | None
     ) -> None:
         for block in self.up_blocks:
-            assert isinstance(block, UpBlock)
-            block.s1, block.s2, block.b1, block.b2 = s1, s2, b1, b2
+            if isinstance(block, UpBlock):
+                block.s1, block.s2, block.b1, block.b2 = s1, s2, b1, b2

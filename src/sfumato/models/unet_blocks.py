@@ -162,7 +162,7 @@ def _resnet(
         in_channels,
         stage.out_channels,
         temb_channels=time_dim,
-        groups=config.norm_num_groups,
+        groups=stage.groups,
         eps=config.norm_eps,
         act_fn=config.act_fn,
         dropout=config.dropout,
@@ -175,7 +175,7 @@ def _resnet(
 
 def _attention(stage: Stage, config: UNet2DConditionConfig, depth: int) -> nn.Module:
     """The attention after one residual block; see `sfumato.models.unet_stages.KINDS`."""
-    width, groups = stage.out_channels, config.norm_num_groups
+    width, groups = stage.out_channels, stage.groups
     if stage.attention == "transformer":
         return Transformer2DModel(
             width,

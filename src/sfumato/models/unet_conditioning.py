@@ -19,17 +19,7 @@ from sfumato.models.embeddings import (
     Timesteps,
 )
 from sfumato.models.unet_config import UNet2DConditionConfig
-
-
-def time_width(config: UNet2DConditionConfig) -> int:
-    """Channels of the time embedding."""
-    fourier = config.time_embedding_type == "fourier"
-    return config.time_embedding_dim or config.block_out_channels[0] * (2 if fourier else 4)
-
-
-def block_width(config: UNet2DConditionConfig) -> int:
-    """Channels of the embedding that reaches the blocks."""
-    return time_width(config) * (2 if config.class_embeddings_concat else 1)
+from sfumato.models.unet_stages import time_width
 
 
 def time_projection(config: UNet2DConditionConfig) -> tuple[nn.Module, int]:

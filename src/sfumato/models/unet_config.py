@@ -12,6 +12,7 @@ from sfumato.errors import ConfigError
 from sfumato.models import checks, unet_stages
 from sfumato.models.checks import MAX_CHANNELS, MAX_LAYERS, label
 from sfumato.models.conventions import ACTIVATION_KINDS, CONTEXT_GROUPS
+from sfumato.models.k_stages import K_DOWN_BLOCKS, K_UP_BLOCKS
 
 TIME_ACTIVATIONS = (*ACTIVATION_KINDS, None)
 CLASS_EMBED_TYPES = ("timestep", "identity", "projection", "simple_projection", None)
@@ -55,7 +56,7 @@ class UNet2DConditionConfig(Config):
     mid_block_scale_factor: float = 1
     dropout: float = 0.0
     act_fn: str = "silu"
-    norm_num_groups: int = 32
+    norm_num_groups: int | None = 32
     norm_eps: float = 1e-5
     cross_attention_dim: int | tuple[int, ...] = 1280
     transformer_layers_per_block: int | tuple[int | tuple[int, ...], ...] = 1
@@ -97,11 +98,12 @@ class UNet2DConditionConfig(Config):
         checks.check_size(self, unet_stages.resolve(self).parameters())
 
     def _check_blocks(self) -> None:
-        checks.check_ints(self, ("norm_num_groups",), 1, MAX_CHANNELS)
+        if self.norm_num_groups is not None:
+            checks.check_ints(self, ("norm_num_groups",), 1, MAX_CHANNELS)
         checks.check_channels(self, "block_out_channels", self.norm_num_groups)
         for name, allowed in (
-            ("down_block_types", unet_stages.DOWN_BLOCKS),
-            ("up_block_types", unet_stages.UP_BLOCKS),
+            ("down_block_types", (*unet_stages.DOWN_BLOCKS, *K_DOWN_BLOCKS)),
+            ("up_block_types", (*unet_stages.UP_BLOCKS, *K_UP_BLOCKS)),
         ):
             checks.check_tuple(self, name, len(self.block_out_channels))
             for kind in self[name]:

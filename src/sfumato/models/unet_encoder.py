@@ -19,6 +19,8 @@ from sfumato.models.attention_model import AttentionModel
 from sfumato.models.base import ConfigT
 from sfumato.models.conventions import MASKED
 from sfumato.models.embeddings import TimestepEmbedding
+from sfumato.models.k_blocks import KDownBlock
+from sfumato.models.k_stages import KStage
 from sfumato.models.layers import get_activation
 from sfumato.models.transformer import Context
 from sfumato.models.unet_blocks import DownBlock, MidBlock
@@ -40,7 +42,7 @@ class UNetEncoder(AttentionModel[ConfigT]):
             c.conv_in_kernel,
             padding=(c.conv_in_kernel - 1) // 2,
         )
-        time_dim = conditioning.time_width(c)
+        time_dim = unet_stages.time_width(c)
         self.time_proj, waves = conditioning.time_projection(c)
         self.time_embedding = TimestepEmbedding(
             waves,
@@ -56,12 +58,15 @@ class UNetEncoder(AttentionModel[ConfigT]):
         self.add_embedding = conditioning.addition_embedding(c, time_dim)
         act = c.time_embedding_act_fn
         self.time_embed_act = None if act is None else get_activation(act)
-        stages, width = unet_stages.resolve(c), conditioning.block_width(c)
-        self.down_blocks = nn.ModuleList(DownBlock(s, c, width) for s in stages.down)
+        stages, width = unet_stages.resolve(c), unet_stages.block_width(c)
+        self.down_blocks = nn.ModuleList(
+            KDownBlock(stage, c, width) if isinstance(stage, KStage) else DownBlock(stage, c, width)
+            for stage in stages.down
+        )
 
     def _build_middle(self, c: UNet2DConditionConfig) -> None:
         """Make the middle; apart, because weights are listed in the order of diffusers."""
-        stage, width = unet_stages.resolve(c).mid, conditioning.block_width(c)
+        stage, width = unet_stages.resolve(c).mid, unet_stages.block_width(c)
         self.mid_block = None if stage is None else MidBlock(stage, c, width)
 
     def _embed(

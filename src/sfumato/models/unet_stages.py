@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sfumato.errors import ConfigError
+from sfumato.models import k_stages
+from sfumato.models.k_stages import KStage
 
 if TYPE_CHECKING:
     from sfumato.models.unet_config import UNet2DConditionConfig
@@ -53,6 +55,7 @@ class Stage:
         dim_head: channels of a head (of attentions that are not in a transformer).
         context_dim: channels of the text.
         only_cross_attention: see `Attention` and `BasicTransformerBlock`.
+        groups: in which channels are normalised.
         resize: "conv" or "resnet", how the block changes the size at its end, or None.
         skip_time_act, output_scale_factor: see `ResnetBlock2D`.
         freeu_stage: 1 or 2 for the up blocks in which `apply_freeu` acts.
@@ -66,6 +69,7 @@ class Stage:
     dim_head: int
     context_dim: int
     only_cross_attention: bool
+    groups: int
     resize: str | None
     skip_time_act: bool
     output_scale_factor: float
@@ -82,9 +86,9 @@ class Stage:
 class Stages:
     """All blocks of a UNet, in the order in which they run."""
 
-    down: tuple[Stage, ...]
+    down: tuple[Stage | KStage, ...]
     mid: Stage | None
-    up: tuple[Stage, ...]
+    up: tuple[Stage | KStage, ...]
 
     def parameters(self) -> int:
         """Roughly the number of parameters, by the largest layers alone."""
@@ -97,16 +101,51 @@ def each(value: Any, count: int) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else (value,) * count
 
 
+def time_width(config: UNet2DConditionConfig) -> int:
+    """Channels of the time embedding."""
+    fourier = config.time_embedding_type == "fourier"
+    return config.time_embedding_dim or config.block_out_channels[0] * (2 if fourier else 4)
+
+
+def block_width(config: UNet2DConditionConfig) -> int:
+    """Channels of the embedding that reaches the blocks."""
+    return time_width(config) * (2 if config.class_embeddings_concat else 1)
+
+
 def resolve(config: UNet2DConditionConfig) -> Stages:
     """The blocks that a configuration describes.
 
     Raises:
-        ConfigError: more attention heads than channels, or too few depths for the layers.
+        ConfigError: more attention heads than channels, too few depths for the layers, or blocks
+            that do not go together.
     """
-    last = len(config.block_out_channels) - 1
-    down = tuple(_down(config, i) for i in range(last + 1))
+    blocks = range(len(config.block_out_channels))
     mid = None if config.mid_block_type is None else _mid(config)
-    return Stages(down, mid, tuple(_up(config, i) for i in range(last + 1)))
+    down, up = (_k_down, _k_up) if k_stages.uses_k_blocks(config) else (_down, _up)
+    return Stages(tuple(down(config, i) for i in blocks), mid, tuple(up(config, i) for i in blocks))
+
+
+def _k_down(config: UNet2DConditionConfig, i: int) -> KStage:
+    blocks = len(config.block_out_channels)
+    return k_stages.down(
+        config,
+        i,
+        layers=each(config.layers_per_block, blocks)[i],
+        dim_head=each(config.attention_head_dim, blocks)[i],
+        context_dim=each(config.cross_attention_dim, blocks)[i],
+    )
+
+
+def _k_up(config: UNet2DConditionConfig, i: int) -> KStage:
+    blocks = len(config.block_out_channels)
+    return k_stages.up(
+        config,
+        i,
+        layers=each(config.layers_per_block, blocks)[-1 - i],
+        dim_head=each(config.attention_head_dim, blocks)[i],  # not mirrored, as in `_up`
+        context_dim=each(config.cross_attention_dim, blocks)[-1 - i],
+        time_dim=block_width(config),
+    )
 
 
 def _down(config: UNet2DConditionConfig, i: int) -> Stage:
@@ -206,6 +245,16 @@ def _stage(
             f"`transformer_layers_per_block` (or its reverse) gives {len(depths)} depths to a "
             f"{kind} with {attentions} attentions."
         )
+    groups = config.norm_num_groups
+    if groups is None and not is_mid:
+        raise ConfigError("`norm_num_groups` has to be given, except for K blocks.")
+    if groups is None:
+        groups = max(min(out_channels // 4, 32), 1)
+    if out_channels % groups:
+        raise ConfigError(
+            f"`block_out_channels` ends with {out_channels}, but the middle block is normalised in"
+            f" {groups} groups when `norm_num_groups` is not given."
+        )
     adm = resampling == "resnet"
     scale = config.resnet_out_scale_factor if adm else 1.0
     return Stage(
@@ -215,6 +264,7 @@ def _stage(
         depths=depths[:attentions],
         heads=heads,
         dim_head=dim_head,
+        groups=groups,
         resize=resampling if resizes else None,
         skip_time_act=config.resnet_skip_time_act and adm,
         output_scale_factor=config.mid_block_scale_factor if is_mid else scale,
