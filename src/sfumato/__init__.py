@@ -15,6 +15,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sfumato.conditioners.classes import ClassEmbedder
+    from sfumato.conditioners.layout import Box, Layout
+    from sfumato.conditioners.layout_encoder import LayoutEncoder
+    from sfumato.conditioners.semantic import SpatialRescaler
     from sfumato.diffusion.denoise import denoise
     from sfumato.diffusion.guidance_attention import (
         PerturbedAttentionGuidance,
@@ -70,6 +74,7 @@ if TYPE_CHECKING:
     from sfumato.pipelines.inpaint import StableDiffusionInpaintPipeline
     from sfumato.pipelines.instruct_pix2pix import StableDiffusionInstructPix2PixPipeline
     from sfumato.pipelines.ip_adapter_masks import IPAdapterMaskProcessor
+    from sfumato.pipelines.ldm_text_to_image import LDMTextToImagePipeline
     from sfumato.pipelines.output import ImagePipelineOutput, StableDiffusionPipelineOutput
     from sfumato.pipelines.panorama import StableDiffusionPanoramaPipeline
     from sfumato.pipelines.stable_diffusion import StableDiffusionPipeline
@@ -106,14 +111,24 @@ if TYPE_CHECKING:
         TCDScheduler,
         UniPCMultistepScheduler,
     )
+    from sfumato.text.bert_tokenizer import BertTokenizer
     from sfumato.text.clip import CLIPTextModel, CLIPTextModelWithProjection
     from sfumato.text.clip_vision import CLIPVisionModel, CLIPVisionModelWithProjection
+    from sfumato.text.ldm_bert import LDMBertModel
     from sfumato.text.tokenizer import CLIPTokenizer
 
 __version__ = "0.1.0"
 
 #: Where each public name is at home.
 _MODULE_OF = {
+    "BertTokenizer": "sfumato.text.bert_tokenizer",
+    "Box": "sfumato.conditioners.layout",
+    "ClassEmbedder": "sfumato.conditioners.classes",
+    "LDMBertModel": "sfumato.text.ldm_bert",
+    "LDMTextToImagePipeline": "sfumato.pipelines.ldm_text_to_image",
+    "Layout": "sfumato.conditioners.layout",
+    "LayoutEncoder": "sfumato.conditioners.layout_encoder",
+    "SpatialRescaler": "sfumato.conditioners.semantic",
     "MultiAdapter": "sfumato.models.t2i_adapter",
     "T2IAdapter": "sfumato.models.t2i_adapter",
     "StableDiffusionAdapterPipeline": "sfumato.pipelines.t2i_adapter",
@@ -212,6 +227,8 @@ __all__ = [
     "AutoencoderKL",
     "AutoencoderTiny",
     "BaseOutput",
+    "BertTokenizer",
+    "Box",
     "CFGPlusPlus",
     "CLIPFeatureExtractor",
     "CLIPImageProcessor",
@@ -222,6 +239,7 @@ __all__ = [
     "CLIPVisionModelWithProjection",
     "CMStochasticIterativeScheduler",
     "CheckpointError",
+    "ClassEmbedder",
     "ConfigError",
     "ControlNetModel",
     "DDIMInverseScheduler",
@@ -255,7 +273,11 @@ __all__ = [
     "KDiffusionScheduler",
     "KarrasDiffusionSchedulers",
     "LCMScheduler",
+    "LDMBertModel",
+    "LDMTextToImagePipeline",
     "LMSDiscreteScheduler",
+    "Layout",
+    "LayoutEncoder",
     "MissingDependencyError",
     "ModelNotFoundError",
     "MultiAdapter",
@@ -270,6 +292,7 @@ __all__ = [
     "SDCFGCutoffCallback",
     "SelfAttentionGuidance",
     "SfumatoError",
+    "SpatialRescaler",
     "StableDiffusionAdapterPipeline",
     "StableDiffusionControlNetImg2ImgPipeline",
     "StableDiffusionControlNetInpaintPipeline",

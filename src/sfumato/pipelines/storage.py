@@ -54,6 +54,7 @@ PIPELINES = {
     "StableDiffusionControlNetPipeline": "sfumato.pipelines.controlnet",
     "StableDiffusionControlNetImg2ImgPipeline": "sfumato.pipelines.controlnet_img2img",
     "StableDiffusionControlNetInpaintPipeline": "sfumato.pipelines.controlnet_inpaint",
+    "LDMTextToImagePipeline": "sfumato.pipelines.ldm_text_to_image",
 }
 
 
