@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from sfumato.pipelines.ldm_text_to_image import LDMTextToImagePipeline
     from sfumato.pipelines.output import ImagePipelineOutput, StableDiffusionPipelineOutput
     from sfumato.pipelines.panorama import StableDiffusionPanoramaPipeline
+    from sfumato.pipelines.savings import DeepCache, TextGate, TokenMerging
     from sfumato.pipelines.stable_diffusion import StableDiffusionPipeline
     from sfumato.pipelines.t2i_adapter import StableDiffusionAdapterPipeline
     from sfumato.pipelines.upscale import StableDiffusionUpscalePipeline
@@ -121,6 +122,9 @@ __version__ = "0.1.0"
 
 #: Where each public name is at home.
 _MODULE_OF = {
+    "TokenMerging": "sfumato.pipelines.savings",
+    "TextGate": "sfumato.pipelines.savings",
+    "DeepCache": "sfumato.pipelines.savings",
     "BertTokenizer": "sfumato.text.bert_tokenizer",
     "Box": "sfumato.conditioners.layout",
     "ClassEmbedder": "sfumato.conditioners.classes",
@@ -253,6 +257,7 @@ __all__ = [
     "DPMSolverSDEScheduler",
     "DPMSolverSinglestepScheduler",
     "DatasetError",
+    "DeepCache",
     "DiffusionPipeline",
     "DynamicThresholding",
     "EDMDPMSolverMultistepScheduler",
@@ -308,6 +313,8 @@ __all__ = [
     "StableDiffusionUpscalePipeline",
     "T2IAdapter",
     "TCDScheduler",
+    "TextGate",
+    "TokenMerging",
     "TokenizerError",
     "UNet2DConditionModel",
     "UniPCMultistepScheduler",

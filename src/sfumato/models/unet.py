@@ -16,6 +16,7 @@ from sfumato.adapters.network_methods import AdapterMethods
 from sfumato.adapters.state import scaled_by_keyword
 from sfumato.errors import InputError
 from sfumato.models import ip_adapter, unet_stages
+from sfumato.models.feature_reuse import features_now
 from sfumato.models.image_projections import MultiIPAdapterImageProjection
 from sfumato.models.k_blocks import KUpBlock
 from sfumato.models.k_stages import KStage
@@ -125,7 +126,27 @@ class UNet2DConditionModel(UNetEncoder[UNet2DConditionConfig], AdapterMethods):
             # T2I-Adapters once came through the argument of ControlNets.
             adapter = list(control)
 
-        x, skips = self._down(self.conv_in(sample), emb, context, adapter)
+        x, reused = self.conv_in(sample), features_now()
+        if reused is not None and reused.shallow:
+            x = reused.finish(self, x, emb, context, control or ())
+        else:
+            x = self._deep(x, emb, context, adapter, control, control_mid)
+        if self.conv_norm_out is not None and self.conv_act is not None:
+            x = self.conv_act(self.conv_norm_out(x))
+        x = self.conv_out(x)
+        return UNet2DConditionOutput(x) if return_dict else (x,)
+
+    def _deep(
+        self,
+        x: Tensor,
+        emb: Tensor,
+        context: Context,
+        adapter: list[Tensor],
+        control: Sequence[Tensor] | None,
+        control_mid: Tensor | None,
+    ) -> Tensor:
+        """From the first features ``x`` to the last ones, with the residuals of other networks."""
+        x, skips = self._down(x, emb, context, adapter)
         if control is not None and control_mid is not None:
             if len(control) != len(skips):
                 raise InputError(
@@ -139,20 +160,20 @@ class UNet2DConditionModel(UNetEncoder[UNet2DConditionConfig], AdapterMethods):
                 x = x + adapter.pop(0)
         if control is not None and control_mid is not None:
             x = x + control_mid
-        x = self._up(x, skips, emb, context)
-        if self.conv_norm_out is not None and self.conv_act is not None:
-            x = self.conv_act(self.conv_norm_out(x))
-        x = self.conv_out(x)
-        return UNet2DConditionOutput(x) if return_dict else (x,)
+        return self._up(x, skips, emb, context)
 
     def _up(self, x: Tensor, skips: list[Tensor], emb: Tensor, context: Context) -> Tensor:
         """The second half, which uses up the skips from the last to the first."""
+        reused, last = features_now(), self.up_blocks[-1] if len(self.up_blocks) else None
         for block in self.up_blocks:
             assert isinstance(block, UpBlock | KUpBlock)
             start = len(skips) - len(block.resnets)
             skips, own = skips[:start], skips[start:]
             size = (skips[-1].shape[-2], skips[-1].shape[-1]) if skips else None
-            x = block(x, own, emb, context, size)
+            if reused is not None and block is last and isinstance(block, UpBlock):
+                x = block(x, own, emb, context, size, reused.watch)
+            else:
+                x = block(x, own, emb, context, size)
         return x
 
     def process_encoder_hidden_states(

@@ -5,7 +5,7 @@ Each is built from a `Stage`, which says what diffusers' many block classes say 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -125,6 +125,7 @@ class UpBlock(UNetBlock):
         temb: Tensor,
         context: Context,
         output_size: tuple[int, int] | None = None,
+        watch: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
         """Features ``(N, in, H, W)`` to features ``(N, out, *output_size)``.
 
@@ -134,8 +135,11 @@ class UpBlock(UNetBlock):
             temb: time embedding ``(N, time_dim)``.
             context: the text.
             output_size: height and width of the next skip; None for twice the input.
+            watch: told how many layers are to come, and what enters the next one, before each.
         """
         for i, skip in enumerate(reversed(skips)):
+            if watch is not None:
+                watch(len(skips) - i, x)
             x = self._layer(i, torch.cat(self._reweighed(x, skip), dim=1), temb, context)
         for upsampler in self.upsamplers or ():
             if isinstance(upsampler, ResnetBlock2D):

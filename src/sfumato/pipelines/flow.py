@@ -31,6 +31,7 @@ from sfumato.errors import InputError
 from sfumato.pipelines import ip_adapter, prompting, seeding, stages
 from sfumato.pipelines.prompting import Wording
 from sfumato.pipelines.request import Request
+from sfumato.pipelines.saving import as_savings
 from sfumato.pipelines.seamless import seamless
 from sfumato.pipelines.watch import Watcher
 from sfumato.text.contexts import ContextScript
@@ -193,6 +194,8 @@ def draw(
         The pipeline's output object, or a tuple as ``request.return_dict`` says.
     """
     request.check(pipeline.scheduler.config.get("num_train_timesteps", 1000))
+    separable = len(pieces) == 1
+    pieces = (*pieces, *(saving.piece() for saving in as_savings(request.savings)))
     for piece in pieces:
         piece.check(pipeline, request)
     wording = prompting.read_wording(pipeline, request)
@@ -215,7 +218,7 @@ def draw(
             conditions = prompting.repeat_positive(conditions, drawing.pictures, parts)
         for piece in pieces:
             piece.prepare(drawing)
-        drawing.separable = not conditions and len(pieces) == 1
+        drawing.separable = separable and not conditions
         latents = _denoise(drawing, pieces, conditions)
         output = pipeline._to_output(
             latents, request.output_type, request.generator, drawing.network_dtype, decode
@@ -296,7 +299,9 @@ def _denoise(drawing: Drawing, pieces: tuple[Piece, ...], conditions: dict[str, 
         solver = piece.solver(drawing, solver)
     if drawing.dtype != drawing.network_dtype:
         network = _rounding(network, drawing.network_dtype)
-    if parts := as_parts(request.guidance):
+    parts = [*as_parts(request.guidance)]
+    parts += [part for saving in as_savings(request.savings) for part in saving.parts()]
+    if parts:
         levels = Levels.of(drawing.scheduler, drawing.timesteps)
         drawing.parts = tuple(part.bind(levels, pipeline.unet) for part in parts)
     pipeline._num_timesteps = len(solver)

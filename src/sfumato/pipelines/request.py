@@ -10,6 +10,7 @@ from sfumato.checkpoints.arguments import reject_unknown
 from sfumato.diffusion.guidance_parts import as_parts
 from sfumato.pipelines import checks
 from sfumato.pipelines.call import CallState
+from sfumato.pipelines.saving import Saving, as_savings
 from sfumato.pipelines.seamless import read_tiling
 from sfumato.pipelines.seeding import SEED_KEYWORDS, read_generator
 from sfumato.pipelines.watch import warn_of_legacy
@@ -33,6 +34,7 @@ class Request:
         tiling: draw what can be laid side by side: True, ``"x"`` or ``"y"``.
         loras: name to file of the LoRAs that a prompt's tags may name, besides those loaded.
         guidance: parts that change how a step is guided; see docs/guidance.md.
+        savings: what to leave out for nearly the same picture; see docs/speed.md.
     """
 
     prompt: str | list[str] | None = None
@@ -62,6 +64,7 @@ class Request:
     loras: Mapping[str, Any] | None = None
     tiling: bool | str | None = None
     guidance: GuidancePart | Sequence[GuidancePart] | None = None
+    savings: Saving | Sequence[Saving] | None = None
 
     @classmethod
     def read(cls, pipeline: Any, arguments: Mapping[str, Any]) -> Request:
@@ -103,6 +106,7 @@ class Request:
         checks.optional_dict("loras", self.loras)
         read_tiling(self.tiling)
         as_parts(self.guidance)
+        as_savings(self.savings)
         checks.finite_number("eta", self.eta, 0, 1)
         checks.check_steps(self.num_inference_steps, self.timesteps, self.sigmas, train_steps)
         most = checks.MAX_IMAGES_PER_PROMPT
@@ -137,5 +141,5 @@ _PARTS = ("unet", "scheduler", "vae")
 
 #: Arguments that diffusers' calls do not have; every pipeline takes them by name.
 OWN_KEYWORDS = (
-    "prompt_syntax", "loras", "guidance", "guidance_rescale", "tiling", *SEED_KEYWORDS,
+    "prompt_syntax", "loras", "guidance", "savings", "guidance_rescale", "tiling", *SEED_KEYWORDS,
 )  # fmt: skip
