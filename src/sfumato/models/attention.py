@@ -191,7 +191,10 @@ class Attention(nn.Module):
         """Lay tokens ``(N, L, C)`` out like the input, and add the input if so configured."""
         if hidden_states.ndim == 4:
             tokens = tokens.transpose(1, 2).reshape(hidden_states.shape)
-        return hidden_states + tokens if self.residual_connection else tokens
+        if self.residual_connection:
+            tokens = hidden_states + tokens
+        factor = self.rescale_output_factor
+        return tokens if factor == 1 else tokens / factor
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
@@ -219,9 +222,10 @@ class Attention(nn.Module):
 
     # What processors written for diffusers call, besides the layers themselves.
 
-    #: Kinds of normalisation and scaling that other networks have and these do not.
+    #: Kinds of normalisation that other networks have and these do not.
     norm_q = norm_k = spatial_norm = None
-    rescale_output_factor = 1.0
+    #: The result is divided by this; only the middle of a `UNet2DModel` may have another.
+    rescale_output_factor: float = 1.0
 
     def prepare_attention_mask(
         self,

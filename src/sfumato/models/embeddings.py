@@ -49,21 +49,41 @@ class GaussianFourierProjection(nn.Module):
     Args:
         embedding_size: number of frequencies, half the width of the embedding.
         flip_sin_to_cos: cosines first.
+        scale: standard deviation of the frequencies.
+        log: take the logarithm of the scalars first.
     """
 
-    def __init__(self, embedding_size: int, *, flip_sin_to_cos: bool) -> None:
+    def __init__(
+        self,
+        embedding_size: int,
+        *,
+        flip_sin_to_cos: bool,
+        scale: float = 1.0,
+        log: bool = False,
+    ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(embedding_size), requires_grad=False)
+        self.weight = nn.Parameter(scale * torch.randn(embedding_size), requires_grad=False)
         self.flip_sin_to_cos = flip_sin_to_cos
+        self.log = log
 
     def forward(self, timesteps: Tensor) -> Tensor:
         """``(N,)`` numbers to ``(N, 2 * embedding_size)``."""
+        if self.log:
+            timesteps = timesteps.log()
         return _waves(timesteps[:, None] * self.weight * 2 * math.pi, self.flip_sin_to_cos)
 
 
 def _waves(angles: Tensor, cosines_first: bool) -> Tensor:
     waves = (angles.cos(), angles.sin()) if cosines_first else (angles.sin(), angles.cos())
     return torch.cat(waves, dim=-1)
+
+
+class LearnedTimesteps(nn.Embedding):
+    """A learned vector for each timestep of training."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``(N,)`` timesteps, whole numbers of whatever type, to ``(N, width)``."""
+        return super().forward(input.long())
 
 
 class TimestepEmbedding(nn.Module):

@@ -94,14 +94,7 @@ class UNetEncoder(AttentionModel[ConfigT]):
 
     def get_time_embed(self, sample: Tensor, timestep: Tensor | float) -> Tensor:
         """Waves ``(N, C)`` of one timestep, or of one per sample, in the type of ``sample``."""
-        if not isinstance(timestep, Tensor):
-            # Fractional steps keep all their digits, except where there is no float64.
-            half = sample.device.type in ("mps", "npu")
-            floating = torch.float32 if half else torch.float64
-            dtype = floating if isinstance(timestep, float) else torch.int64
-            timestep = torch.tensor(timestep, dtype=dtype, device=sample.device)
-        timesteps = timestep.to(sample.device).reshape(-1).expand(sample.shape[0])
-        return self.time_proj(timesteps).to(sample.dtype)
+        return self.time_proj(each_timestep(sample, timestep)).to(sample.dtype)
 
     def get_class_embed(self, sample: Tensor, class_labels: Tensor | None) -> Tensor | None:
         """The class embedding ``(N, C)``, or None for a model without classes."""
@@ -179,6 +172,17 @@ class UNetEncoder(AttentionModel[ConfigT]):
             layer.check_slice(size)
         for layer, size in zip(layers, sizes, strict=True):
             layer.set_attention_slice(size)
+
+
+def each_timestep(sample: Tensor, timestep: Tensor | float) -> Tensor:
+    """One timestep, or one per sample, as ``(N,)`` beside the sample."""
+    if not isinstance(timestep, Tensor):
+        # Fractional steps keep all their digits, except where there is no float64.
+        half = sample.device.type in ("mps", "npu")
+        floating = torch.float32 if half else torch.float64
+        dtype = floating if isinstance(timestep, float) else torch.int64
+        timestep = torch.tensor(timestep, dtype=dtype, device=sample.device)
+    return timestep.to(sample.device).reshape(-1).expand(sample.shape[0])
 
 
 def score_bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
