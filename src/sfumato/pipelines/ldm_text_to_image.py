@@ -1,4 +1,4 @@
-"""Text to image with the paper's own model of 1.45 billion parameters, from before Stable Diffusion.
+"""Text to image with the paper's own model of 1.45 billion parameters.
 
 A BERT-like transformer that was trained with the UNet reads the text.
 """
@@ -55,7 +55,7 @@ class LDMTextToImagePipeline(LatentDiffusionBase):
         )
 
     @property
-    def vae(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def vae(self) -> Any:
         """The first stage, under the name that other pipelines have for it."""
         return self.vqvae
 
