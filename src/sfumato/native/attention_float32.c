@@ -1,0 +1,13 @@
+/* Attention in float32: the kernels of the headers, for this type. */
+#include "cpu.h"
+
+#if SFUMATO_X86
+#include "element_float32.h"
+
+TARGET static inline __attribute__((always_inline)) __m512i to_words(__m512 weight, __m512 same) {
+    (void)same;
+    return _mm512_castps_si512(weight);
+}
+
+#include "attention.h"
+#endif
