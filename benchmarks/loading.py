@@ -43,10 +43,27 @@ def write_models(place: Path) -> None:
         return
     import torch
 
+    from sfumato.checkpoints.tensors import read_safetensors
+
+    pipe = random_pipeline()
+    pipe.save_pretrained(place / FORMS["folder"])
+    pipe.save_single_file(place / FORMS[".safetensors"])
+    state = read_safetensors(place / FORMS[".safetensors"], check_finite=False)
+    torch.save({"state_dict": state}, place / FORMS[".ckpt"])
+
+
+def write_folder(place: Path) -> None:
+    """Random 16-bit weights as a folder."""
+    random_pipeline().save_pretrained(place)
+
+
+def random_pipeline() -> Any:
+    """Stable Diffusion 1.5's networks with random 16-bit weights."""
+    import torch
+
     from sfumato import CLIPTokenizer, PNDMScheduler, StableDiffusionPipeline
     from sfumato.checkpoints.original.families import family
     from sfumato.checkpoints.original.loading import network_class
-    from sfumato.checkpoints.tensors import read_safetensors
 
     published = family("stable-diffusion-v1")
     networks: dict[str, Any] = {}
@@ -55,7 +72,7 @@ def write_models(place: Path) -> None:
         torch.manual_seed(0)
         networks[name] = model_class(getattr(published, name)).half().eval()
     scheduler = {k: v for k, v in published.scheduler.items() if k != "_class_name"}
-    pipe = StableDiffusionPipeline(
+    return StableDiffusionPipeline(
         **networks,
         tokenizer=CLIPTokenizer(**published.tokenizer),
         scheduler=PNDMScheduler(**scheduler),
@@ -63,10 +80,6 @@ def write_models(place: Path) -> None:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipe.save_pretrained(place / FORMS["folder"])
-    pipe.save_single_file(place / FORMS[".safetensors"])
-    state = read_safetensors(place / FORMS[".safetensors"], check_finite=False)
-    torch.save({"state_dict": state}, place / FORMS[".ckpt"])
 
 
 def memory() -> dict[str, int]:

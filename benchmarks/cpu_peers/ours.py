@@ -1,0 +1,64 @@
+"""sfumato, as `from_pretrained` sets it up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.cpu_peers.job import PROMPT, Job, Runner, Sample, Shape
+
+
+def load(job: Job, dtype: str, **options: Any) -> Runner:
+    """A pipeline of ours, or one of its networks."""
+    from sfumato import StableDiffusionPipeline
+
+    torch.set_num_threads(job.threads)
+    pipe = StableDiffusionPipeline.from_pretrained(
+        job.model, torch_dtype=getattr(torch, dtype), safety_checker=None, **options
+    )
+    return runner(pipe, job, getattr(torch, dtype))
+
+
+def runner(pipe: Any, job: Job, dtype: torch.dtype) -> Runner:
+    """How to take a step with a pipeline of diffusers' interface."""
+    pipe.set_progress_bar_config(disable=True)
+    if job.part == "image":
+        return lambda shape: draw(pipe, shape)
+    inputs: dict[Shape, dict[str, torch.Tensor]] = {}
+
+    @torch.inference_mode()
+    def call(shape: Shape) -> Sample:
+        if shape not in inputs:
+            inputs[shape] = tensors(job, shape, dtype)
+        feed = inputs[shape]
+        if job.part == "unet":
+            result = pipe.unet(**feed, return_dict=False)[0]
+        elif job.part == "vae":
+            result = pipe.vae.decode(feed["latent_sample"], return_dict=False)[0]
+        else:
+            result = pipe.text_encoder(feed["input_ids"])[0]
+        return Sample(result.float().numpy())
+
+    return call
+
+
+def tensors(job: Job, shape: Shape, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The inputs of the part; floating point ones in the network's type."""
+    made = {name: torch.from_numpy(array) for name, array in job.inputs(shape).items()}
+    return {name: t.to(dtype) if t.is_floating_point() else t for name, t in made.items()}
+
+
+def draw(pipe: Any, shape: Shape) -> Sample:
+    """A whole picture, ``(batch, size, size, 3)`` in 0..1."""
+    pictures = pipe(
+        PROMPT,
+        height=shape.size,
+        width=shape.size,
+        num_inference_steps=shape.steps,
+        num_images_per_prompt=shape.batch,
+        generator=torch.Generator().manual_seed(1),
+        output_type="np",
+    ).images
+    return Sample(np.asarray(pictures, np.float32))
