@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from ctypes import c_float, c_int, c_long
+from ctypes import POINTER, c_float, c_int, c_long, c_void_p
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -16,12 +16,34 @@ from pathlib import Path
 AVX512, BF16, VNNI = 1, 2, 4
 _NAMES = {AVX512: "avx512", BF16: "avx512_bf16", VNNI: "avx512_vnni"}
 
+_SIZES = POINTER(c_long)
 #: Arguments of each function, in order; all return nothing unless `_RESULTS` says otherwise.
 _ARGUMENTS: dict[str, tuple[type, ...]] = {
     "sfumato_features": (),
     "sfumato_ceiling": (c_int, c_long),
 }
+#: The same for functions that there are for each type of `TYPES`, as ``name_type``.
+_TYPED_ARGUMENTS: dict[str, tuple[type, ...]] = {
+    # weights, packed, columns, channels, kernel height, kernel width, strides, threads
+    "sfumato_pack": (c_void_p, c_void_p, c_long, c_long, c_long, c_long, _SIZES, c_int),
+    # weights, packed, columns, channels, strides, tile size, threads
+    "sfumato_pack_winograd": (c_void_p, c_void_p, c_long, c_long, _SIZES, c_int, c_int),
+    # from, to, packed, bias, rows, length, columns, threads
+    "sfumato_linear": (c_void_p, c_void_p, c_void_p, c_void_p, c_long, c_long, c_long, c_int),
+    # from, to, packed, bias, sizes, threads
+    "sfumato_convolve": (c_void_p, c_void_p, c_void_p, c_void_p, _SIZES, c_int),
+    "sfumato_winograd": (c_void_p, c_void_p, c_void_p, c_void_p, _SIZES, c_int),
+    # queries, keys, values, out, bias, kind of bias, causal, scale, sizes, threads
+    "sfumato_attention": (
+        *(c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
+        *(c_int, c_int, c_float, _SIZES, c_int),
+    ),
+}
 _RESULTS = {"sfumato_features": c_int, "sfumato_ceiling": c_float}
+_TYPED_RESULTS = dict.fromkeys(
+    ("sfumato_linear", "sfumato_convolve", "sfumato_winograd", "sfumato_attention"), c_int
+)
+TYPES = ("bfloat16", "float32")
 
 
 @cache
@@ -40,12 +62,21 @@ def _loaded(path: Path) -> ctypes.CDLL | None:
     try:
         found = ctypes.CDLL(str(path))
         for name, arguments in _ARGUMENTS.items():
-            function = getattr(found, name)
-            function.argtypes = arguments
-            function.restype = _RESULTS.get(name)
+            _declare(found, name, arguments, _RESULTS.get(name))
+        for name, arguments in _TYPED_ARGUMENTS.items():
+            for kind in TYPES:
+                _declare(found, f"{name}_{kind}", arguments, _TYPED_RESULTS.get(name))
     except (OSError, AttributeError):  # for another system, or of another version
         return None
     return found
+
+
+def _declare(
+    found: ctypes.CDLL, name: str, arguments: tuple[type, ...], result: type | None
+) -> None:
+    function = getattr(found, name)
+    function.argtypes = arguments
+    function.restype = result
 
 
 @cache

@@ -1,0 +1,55 @@
+/* The bfloat16 side of the kernels: products of pairs, added up in float32. */
+#ifndef SFUMATO_ELEMENT_H
+#define SFUMATO_ELEMENT_H
+
+#include "cpu.h"
+
+typedef uint16_t element;
+#define TARGET SFUMATO_BF16
+#define EXPORTED(name) name##_bfloat16
+/* Elements in a word of four bytes, the unit in which sums of products advance. */
+enum { PER_WORD = 2 };
+
+/* s + a[0] * b[0] + a[1] * b[1] in each of 16 lanes. */
+TARGET static inline __attribute__((always_inline)) __m512 dot(__m512 s, __m512i a, __m512i b) {
+    return _mm512_dpbf16_ps(s, (__m512bh)a, (__m512bh)b);
+}
+
+static inline float widen(element x) {
+    union { uint32_t bits; float value; } u = {.bits = (uint32_t)x << 16};
+    return u.value;
+}
+
+/* To nearest, ties to even. */
+static inline element narrow(float x) {
+    union { float value; uint32_t bits; } u = {.value = x};
+    if (x != x) return (element)(u.bits >> 16 | 64);
+    return (element)((u.bits + 0x7fff + (u.bits >> 16 & 1)) >> 16);
+}
+
+/* Thirty-two channels as two vectors: the even ones and the odd ones, one instruction each. */
+TARGET static inline __attribute__((always_inline)) void
+load_block(const element *x, int count, __m512 *first, __m512 *second) {
+    __m512i raw = count >= 32 ? _mm512_loadu_si512(x)
+                              : _mm512_maskz_loadu_epi16((__mmask32)((1u << count) - 1), x);
+    *first = _mm512_castsi512_ps(_mm512_slli_epi32(raw, 16));
+    *second = _mm512_castsi512_ps(_mm512_and_si512(raw, _mm512_set1_epi32((int)0xffff0000)));
+}
+
+/* Where channel `c` of such a block comes to lie after `store_block`. */
+static inline long place_in_block(long c) {
+    return c / 32 * 32 + (c % 32) / 2 + (c % 2 ? 16 : 0);
+}
+
+TARGET static inline __attribute__((always_inline)) void
+store_block(element *x, __m512 first, __m512 second) {
+    _mm512_store_si512(x, (__m512i)_mm512_cvtne2ps_pbh(second, first));
+}
+
+/* Up to sixteen numbers in their natural order. */
+TARGET static inline __attribute__((always_inline)) void
+store_row(element *x, __m512 values, __mmask16 mask) {
+    _mm256_mask_storeu_epi16(x, mask, (__m256i)_mm512_cvtneps_pbh(values));
+}
+
+#endif

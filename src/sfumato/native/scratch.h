@@ -1,0 +1,12 @@
+/* Working memory that calls hand on to each other: see scratch.c. */
+#ifndef SFUMATO_SCRATCH_H
+#define SFUMATO_SCRATCH_H
+
+#include <stddef.h>
+
+/* At least `bytes`, from an address that is a multiple of 64, with any contents; NULL when there
+ * is no memory. To be handed back with the same `bytes`. */
+void *take_scratch(size_t bytes);
+void return_scratch(void *block, size_t bytes);
+
+#endif
