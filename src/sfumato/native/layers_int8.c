@@ -13,8 +13,8 @@
 #include "element_int8.h"
 
 #include "gemm.h"
-#include "pack.h"
 #include "scratch.h"
+#include "threads.h"
 
 enum { SOME_ROWS = 48, TASK_ROWS = 192, PIECE = 16384 };
 
@@ -217,7 +217,7 @@ static void quantise_pictures(struct layer *l, int threads) {
 /* Cut the work, take memory, do it. Returns 0, or -1 when there is no memory. */
 static int run_layer(struct layer *l, int threads) {
     long panels = panel_count(l->columns), wanted = 4L * threads;
-    l->words = words_of(l->length);
+    l->words = (l->length + PER_WORD - 1) / PER_WORD;
     l->row_tasks = (l->rows + TASK_ROWS - 1) / TASK_ROWS;
     l->panel_tasks = threads == 1 ? 1 : smaller(panels, (wanted + l->row_tasks - 1) / l->row_tasks);
     long numbers = l->batch * l->height * l->width * l->channels;
