@@ -9,12 +9,17 @@ from __future__ import annotations
 import mmap
 import os
 from pathlib import Path
-from typing import BinaryIO
-
-import torch
+from typing import TYPE_CHECKING, BinaryIO
 
 from sfumato.checkpoints.files import shown
 from sfumato.errors import CheckpointError
+
+if TYPE_CHECKING:  # imported by who wants tensors rather than bytes
+    import torch
+
+#: Files below this size are read rather than mapped: reading costs little, and a file that is
+#: truncated by someone else while a mapping of it is in use would end the process.
+MAP_FROM_BYTES = 64 * 2**20
 
 
 class MappedFile:
@@ -37,6 +42,16 @@ class MappedFile:
         if len(self._pages) != os.fstat(file.fileno()).st_size:
             raise self._changed()
 
+    def part(self, start: int, length: int) -> memoryview:
+        """``length`` bytes from position ``start`` on.
+
+        Raises:
+            CheckpointError: the file is shorter than that.
+        """
+        if start + length > len(self._pages):
+            raise self._changed()
+        return memoryview(self._pages)[start : start + length]
+
     def numbers(self, start: int, length: int, dtype: torch.dtype) -> torch.Tensor:
         """``length`` bytes from position ``start`` on as one row of numbers.
 
@@ -46,6 +61,8 @@ class MappedFile:
         Raises:
             CheckpointError: the file is shorter than that.
         """
+        import torch
+
         if length == 0:
             return torch.empty(0, dtype=dtype)
         if start + length > len(self._pages):

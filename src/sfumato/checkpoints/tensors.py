@@ -19,12 +19,8 @@ from safetensors.torch import save_file
 from sfumato.checkpoints.atomic import atomic_path
 from sfumato.checkpoints.files import open_regular, shown
 from sfumato.checkpoints.header import Header, TensorEntry, parse_header
-from sfumato.checkpoints.mapping import MappedFile
+from sfumato.checkpoints.mapping import MAP_FROM_BYTES, MappedFile
 from sfumato.errors import CheckpointError, InputError
-
-#: Files below this size are read rather than mapped: reading costs little, and a file that is
-#: truncated by someone else while a mapping of it is in use would end the process.
-MAP_FROM_BYTES = 64 * 2**20
 
 #: Mapped files up to this size are checked for NaN and infinity unless the caller decides; so is
 #: everything that is read. A check of 2 GiB in the system's cache takes a tenth of a second, but it
