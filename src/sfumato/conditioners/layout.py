@@ -164,9 +164,8 @@ class Layout:
         pen = ImageDraw.Draw(picture)
         thickness = max(1, min(width, height) // 100)
         for box, colour in zip(self.boxes, cycle(_COLOURS), strict=False):
-            left, upper, right, lower = box.corners
-            edges = (left * (width - 1), upper * (height - 1))
-            edges += (right * (width - 1), lower * (height - 1))
+            sides = (width - 1, height - 1) * 2
+            edges = tuple(round(e * side) for e, side in zip(box.corners, sides, strict=True))
             pen.rectangle(edges, outline=colour, width=thickness)
             pen.text((edges[0] + 2 * thickness, edges[1] + thickness), self._name(box), fill=colour)
         return picture
