@@ -21,7 +21,15 @@ _SIZES = POINTER(c_long)
 _ARGUMENTS: dict[str, tuple[type, ...]] = {
     "sfumato_features": (),
     "sfumato_ceiling": (c_int, c_long),
-}
+    # from, to, bfloat16, packed, scales, offsets, bias, rows, length, columns, threads
+    "sfumato_linear_int8": (
+        c_void_p, c_void_p, c_int, *[c_void_p] * 4, c_long, c_long, c_long, c_int,
+    ),
+    # from, to, bfloat16, packed, scales, offsets, bias, sizes, threads
+    "sfumato_convolve_int8": (c_void_p, c_void_p, c_int, *[c_void_p] * 4, _SIZES, c_int),
+    # from, to, bfloat16, type of blocks, number of blocks, threads
+    "sfumato_expand_blocks": (c_void_p, c_void_p, c_int, c_int, c_long, c_int),
+}  # fmt: skip
 #: The same for functions that there are for each type of `TYPES`, as ``name_type``.
 _TYPED_ARGUMENTS: dict[str, tuple[type, ...]] = {
     # weights, packed, columns, channels, kernel height, kernel width, strides, threads
@@ -39,7 +47,8 @@ _TYPED_ARGUMENTS: dict[str, tuple[type, ...]] = {
         *(c_int, c_int, c_float, _SIZES, c_int),
     ),
 }
-_RESULTS = {"sfumato_features": c_int, "sfumato_ceiling": c_float}
+_RESULTS = {"sfumato_features": c_int, "sfumato_ceiling": c_float,
+            "sfumato_linear_int8": c_int, "sfumato_convolve_int8": c_int}  # fmt: skip
 _TYPED_RESULTS = dict.fromkeys(
     ("sfumato_linear", "sfumato_convolve", "sfumato_winograd", "sfumato_attention"), c_int
 )

@@ -1,0 +1,131 @@
+"""Which weights of a network are quantised, and how.
+
+    quantize(unet, "int8")
+
+Layers that are few, small, or whose error reaches the picture undamped keep their precision: the
+first and the last convolution of a network and everything that makes embeddings of times.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.errors import CheckpointError, InputError, did_you_mean
+from sfumato.quantization.blocks import BlockTensor
+from sfumato.quantization.int8 import Int8Tensor
+from sfumato.quantization.tensor import QuantizedTensor
+from sfumato.runtime.pages import give_back
+
+#: Ways to quantise, by name.
+KINDS: dict[str, Callable[[Tensor, torch.dtype], QuantizedTensor]] = {
+    "int8": Int8Tensor.quantise,
+    "int8-weights": lambda weight, dtype: BlockTensor.quantise(weight, dtype, "Q8_0"),
+    "int4": lambda weight, dtype: BlockTensor.quantise(weight, dtype, "Q4_1"),
+}
+
+#: Layers that are left alone, by path.
+KEPT = (
+    r"conv_in",
+    r"conv_out",
+    r"time_embedding\..*",
+    r"(.+\.)?time_emb_proj",
+    r"add_embedding\..*",
+)
+
+#: Smaller weights are not worth it.
+SMALLEST = 2**10
+
+
+def check_kind(kind: str) -> None:
+    """Raise `InputError` unless there is this way to quantise."""
+    if kind not in KINDS:
+        raise InputError(
+            f"There is no quantization {str(kind)[:80]!r}; it is one of {', '.join(KINDS)}."
+            f"{did_you_mean(str(kind)[:80], KINDS)}"
+        )
+
+
+@torch.no_grad()
+def quantize(
+    network: nn.Module,
+    kind: str,
+    *,
+    dtype: torch.dtype | None = None,
+    keep: Iterable[str] = KEPT,
+) -> int:
+    """Quantise a network's linear layers and convolutions in place.
+
+    One weight is quantised at a time. Those that lie on pages of a file give their memory back, so
+    the network is never in memory unquantised.
+
+    Args:
+        network: on the CPU, in eval mode.
+        kind: ``"int8"`` for integers on both sides, the fastest; ``"int8-weights"`` for weights of
+            8.5 bits; ``"int4"`` for weights of 5 bits.
+        dtype: that the weights claim to have; default that of the network's weights.
+        keep: regular expressions; layers whose path matches one as a whole are left alone.
+
+    Returns:
+        How many weights were quantised.
+
+    Raises:
+        InputError: there is no such kind, or the network is not on the CPU.
+        CheckpointError: a weight holds NaN or infinity.
+    """
+    check_kind(kind)
+    left_alone = re.compile("|".join(f"(?:{pattern})" for pattern in keep) or r"(?!)")
+    count = 0
+    done: dict[int, nn.Parameter] = {}  # layers may share a weight
+    for path, layer in network.named_modules():
+        if left_alone.fullmatch(path) or not _suits(layer):
+            continue
+        weight = layer.weight
+        if weight.device.type != "cpu":
+            raise InputError(
+                f"A network is quantised on the CPU, but this one is on {weight.device}.",
+                hint="Move it there with `.to('cpu')` first.",
+            )
+        if id(weight) not in done:
+            done[id(weight)] = _quantised(path, weight, kind, dtype)
+            count += 1
+            give_back([weight])
+        layer.weight = done[id(weight)]
+    return count
+
+
+def _quantised(path: str, weight: Tensor, kind: str, dtype: torch.dtype | None) -> nn.Parameter:
+    try:
+        made = KINDS[kind](weight, dtype or weight.dtype)
+    except CheckpointError:
+        raise CheckpointError(
+            f"The weight of the layer {path!r} holds NaN or infinity.",
+            hint="Training or conversion went wrong; get the model again.",
+        ) from None
+    return nn.Parameter(made, requires_grad=False)
+
+
+def _suits(layer: nn.Module) -> bool:
+    """Whether it is a plain layer with a weight worth quantising."""
+    weight = getattr(layer, "weight", None)
+    if not isinstance(weight, Tensor) or isinstance(weight, QuantizedTensor):
+        return False
+    if isinstance(layer, nn.Conv2d):
+        if layer.groups != 1 or layer.padding_mode != "zeros":
+            return False
+    elif not isinstance(layer, nn.Linear):
+        return False
+    return weight.numel() >= SMALLEST and weight[0].numel() % 32 == 0
+
+
+def quantization_of(network: nn.Module) -> str | None:
+    """How a network is quantised; None where it is not."""
+    for parameter in network.parameters():
+        if isinstance(parameter, Int8Tensor):
+            return "int8"
+        if isinstance(parameter, BlockTensor):
+            return {"Q8_0": "int8-weights", "Q4_1": "int4"}.get(parameter.kind, parameter.kind)
+    return None
