@@ -3,8 +3,8 @@
  * softmax(scale * q k^T + bias) v for any number of heads and tokens, with scores, weights and sums
  * in float32. Keys are taken in blocks whose weights stay in the first-level cache (the "online
  * softmax" of arXiv:1805.02867, as in arXiv:2205.14135): attention_block.h. Queries, keys and
- * values are laid out for that first: attention_pack.h. Included once per type of element, after a
- * function `to_words` that makes words of the weights of neighbouring keys.
+ * values are laid out for that first: attention_pack.h. Included once per type of element, after
+ * `to_words`, which makes words of the weights of neighbouring keys, and `add_words`.
  */
 #ifndef SFUMATO_ATTENTION_H
 #define SFUMATO_ATTENTION_H

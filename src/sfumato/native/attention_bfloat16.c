@@ -14,5 +14,10 @@ TARGET static inline __attribute__((always_inline)) __m512i to_words(__m512 firs
     return _mm512_permutexvar_epi16(_mm512_load_si512(interleave), halves);
 }
 
+/* The sum and both weights of each word. */
+TARGET static inline __attribute__((always_inline)) __m512 add_words(__m512 sum, __m512i words) {
+    return dot(sum, words, _mm512_set1_epi32(0x3f803f80)); /* ones */
+}
+
 #include "attention.h"
 #endif

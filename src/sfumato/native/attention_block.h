@@ -122,12 +122,13 @@ INLINE int weigh(int columns, int guarded, struct part *part, int valid,
                 __mmask16 seen = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-200.0f), _CMP_NLT_UQ);
                 scores[r][c] = _mm512_maskz_mov_ps(r < valid ? seen : 0, scores[r][c]);
             }
-            sums[c] = _mm512_add_ps(sums[c], scores[r][c]);
         }
 #pragma GCC unroll 6
-        for (int r = 0; r < TILE; r += PER_WORD)
-            _mm512_store_si512(weights + r / PER_WORD * LANES + 16 * c,
-                               to_words(scores[r][c], scores[r + PER_WORD - 1][c]));
+        for (int r = 0; r < TILE; r += PER_WORD) {
+            __m512i words = to_words(scores[r][c], scores[r + PER_WORD - 1][c]);
+            sums[c] = add_words(sums[c], words); /* as rounded, so that these errors cancel */
+            _mm512_store_si512(weights + r / PER_WORD * LANES + 16 * c, words);
+        }
         large |= _mm512_cmp_ps_mask(sums[c], _mm512_set1_ps(ROOM), _CMP_NLT_UQ) & ~part->lost[c];
     }
     if (large) return 0;

@@ -9,5 +9,9 @@ TARGET static inline __attribute__((always_inline)) __m512i to_words(__m512 weig
     return _mm512_castps_si512(weight);
 }
 
+TARGET static inline __attribute__((always_inline)) __m512 add_words(__m512 sum, __m512i words) {
+    return _mm512_add_ps(sum, _mm512_castsi512_ps(words));
+}
+
 #include "attention.h"
 #endif
