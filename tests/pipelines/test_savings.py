@@ -166,7 +166,7 @@ def test_self_attention_of_the_largest_maps_sees_fewer_tokens() -> None:
 def test_after_the_gate_nothing_is_guided_and_the_text_is_not_looked_at() -> None:
     pipe = pipeline()
     cross = pipe.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2
-    with calls_of(pipe.unet.conv_in) as rows, calls_of(cross.to_k) as looks:
+    with calls_of(pipe.unet.conv_in) as rows, calls_of(cross.to_q) as looks:
         draw(pipe, steps=6, savings=TextGate(0.5))
     assert rows == [2, 2, 2, 1, 1, 1]
     assert looks == [2, 2, 2]

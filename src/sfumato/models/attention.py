@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sfumato.errors import InputError
 from sfumato.models.conventions import CONTEXT_GROUPS, NORM_EPS
+from sfumato.models.kept_projections import keep_projections, known_projections
 from sfumato.models.processors import (
     AttentionProcessor,
     AttnProcessor2_0,
@@ -154,19 +155,27 @@ class Attention(nn.Module):
             )
         if context is None:
             context = x
-        elif self.norm_cross is not None:
+        elif (kept := known_projections(self, context)) is not None:
+            return self._split(self.to_q(x)), *kept
+        q, k, v = (self._split(part) for part in self._projected(x, context))
+        if context is not x:
+            keep_projections(self, context, k, v)
+        return q, k, v
+
+    def _projected(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values ``(N, tokens, inner_dim)``."""
+        if context is not x and self.norm_cross is not None:
             context = self.norm_encoder_hidden_states(context)
         if self.add_k_proj is not None and self.add_v_proj is not None:
             q, k, v = self.to_q(x), self.add_k_proj(context), self.add_v_proj(context)
             if self.to_k is not None and self.to_v is not None:
                 k = torch.cat([k, self.to_k(x)], dim=1)
                 v = torch.cat([v, self.to_v(x)], dim=1)
-        elif self.fused_projections:
-            q, k, v = self._project_fused(x, context)
-        else:
-            assert self.to_k is not None and self.to_v is not None
-            q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
-        return self._split(q), self._split(k), self._split(v)
+            return q, k, v
+        if self.fused_projections:
+            return self._project_fused(x, context)
+        assert self.to_k is not None and self.to_v is not None
+        return self.to_q(x), self.to_k(context), self.to_v(context)
 
     def _project_fused(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.to_qkv is not None:

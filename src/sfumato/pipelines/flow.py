@@ -28,6 +28,7 @@ from sfumato.diffusion.levels import Levels
 from sfumato.diffusion.run import Solver
 from sfumato.diffusion.steering import GuidancePart, Steered
 from sfumato.errors import InputError
+from sfumato.models.kept_projections import keeping_projections
 from sfumato.pipelines import ip_adapter, prompting, seeding, stages
 from sfumato.pipelines.prompting import Wording
 from sfumato.pipelines.request import Request
@@ -305,7 +306,7 @@ def _denoise(drawing: Drawing, pieces: tuple[Piece, ...], conditions: dict[str, 
         levels = Levels.of(drawing.scheduler, drawing.timesteps)
         drawing.parts = tuple(part.bind(levels, pipeline.unet) for part in parts)
     pipeline._num_timesteps = len(solver)
-    with Watcher(drawing, len(solver)) as watch:
+    with Watcher(drawing, len(solver)) as watch, keeping_projections():
         context = drawing.context if drawing.script is None else drawing.script.spread(len(solver))
         for step in denoise(network, x, context, solver, drawing.guidance()):
             drawing.row = step.index + 1
