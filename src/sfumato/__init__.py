@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from sfumato.models.controlnet import ControlNetModel, MultiControlNetModel
     from sfumato.models.t2i_adapter import MultiAdapter, T2IAdapter
     from sfumato.models.unet import UNet2DConditionModel
+    from sfumato.models.unet_2d import UNet2DModel
+    from sfumato.models.vq_autoencoder import VQModel
     from sfumato.outputs import BaseOutput
     from sfumato.pipelines.auto import (
         AutoPipelineForImage2Image,
@@ -74,9 +76,14 @@ if TYPE_CHECKING:
     from sfumato.pipelines.inpaint import StableDiffusionInpaintPipeline
     from sfumato.pipelines.instruct_pix2pix import StableDiffusionInstructPix2PixPipeline
     from sfumato.pipelines.ip_adapter_masks import IPAdapterMaskProcessor
+    from sfumato.pipelines.latent_diffusion import LatentDiffusionPipeline
+    from sfumato.pipelines.ldm import LDMPipeline
+    from sfumato.pipelines.ldm_inpaint import LDMInpaintPipeline
+    from sfumato.pipelines.ldm_superresolution import LDMSuperResolutionPipeline
     from sfumato.pipelines.ldm_text_to_image import LDMTextToImagePipeline
     from sfumato.pipelines.output import ImagePipelineOutput, StableDiffusionPipelineOutput
     from sfumato.pipelines.panorama import StableDiffusionPanoramaPipeline
+    from sfumato.pipelines.pixels import DDIMPipeline, DDPMPipeline
     from sfumato.pipelines.savings import DeepCache, TextGate, TokenMerging
     from sfumato.pipelines.stable_diffusion import StableDiffusionPipeline
     from sfumato.pipelines.t2i_adapter import StableDiffusionAdapterPipeline
@@ -122,6 +129,14 @@ __version__ = "0.1.0"
 
 #: Where each public name is at home.
 _MODULE_OF = {
+    "DDIMPipeline": "sfumato.pipelines.pixels",
+    "DDPMPipeline": "sfumato.pipelines.pixels",
+    "LDMInpaintPipeline": "sfumato.pipelines.ldm_inpaint",
+    "LDMPipeline": "sfumato.pipelines.ldm",
+    "LDMSuperResolutionPipeline": "sfumato.pipelines.ldm_superresolution",
+    "LatentDiffusionPipeline": "sfumato.pipelines.latent_diffusion",
+    "UNet2DModel": "sfumato.models.unet_2d",
+    "VQModel": "sfumato.models.vq_autoencoder",
     "TokenMerging": "sfumato.pipelines.savings",
     "TextGate": "sfumato.pipelines.savings",
     "DeepCache": "sfumato.pipelines.savings",
@@ -248,8 +263,10 @@ __all__ = [
     "ControlNetModel",
     "DDIMInverseScheduler",
     "DDIMParallelScheduler",
+    "DDIMPipeline",
     "DDIMScheduler",
     "DDPMParallelScheduler",
+    "DDPMPipeline",
     "DDPMScheduler",
     "DEISMultistepScheduler",
     "DPMSolverMultistepInverseScheduler",
@@ -279,8 +296,12 @@ __all__ = [
     "KarrasDiffusionSchedulers",
     "LCMScheduler",
     "LDMBertModel",
+    "LDMInpaintPipeline",
+    "LDMPipeline",
+    "LDMSuperResolutionPipeline",
     "LDMTextToImagePipeline",
     "LMSDiscreteScheduler",
+    "LatentDiffusionPipeline",
     "Layout",
     "LayoutEncoder",
     "MissingDependencyError",
@@ -317,8 +338,10 @@ __all__ = [
     "TokenMerging",
     "TokenizerError",
     "UNet2DConditionModel",
+    "UNet2DModel",
     "UniPCMultistepScheduler",
     "UnknownKeywordError",
+    "VQModel",
     "VaeImageProcessor",
     "WeightsMismatchError",
     "__version__",

@@ -27,6 +27,8 @@ CLASSES: dict[str, tuple[str, str]] = {
     "T2IAdapter": ("diffusers", "sfumato.models.t2i_adapter"),
     "ControlNetModel": ("diffusers", "sfumato.models.controlnet"),
     "AutoencoderKL": ("diffusers", "sfumato.models.autoencoder"),
+    "UNet2DModel": ("diffusers", "sfumato.models.unet_2d"),
+    "VQModel": ("diffusers", "sfumato.models.vq_autoencoder"),
     "AutoencoderTiny": ("diffusers", "sfumato.models.autoencoder_tiny"),
     "CLIPTextModel": ("transformers", "sfumato.text.clip"),
     "CLIPTextModelWithProjection": ("transformers", "sfumato.text.clip"),

@@ -5,6 +5,7 @@ Stable Diffusion is one of these models; here are the parts that all of them sha
 
     LatentDiffusionBase        components, and what `sfumato.pipelines.flow` asks of a pipeline
     Conditioned                the piece that tells the network about a condition
+    VqvaePipeline              components under diffusers' names
     LatentDiffusionPipeline    the pipeline for a model of any kind, by its conditioner
 """
 
@@ -190,6 +191,22 @@ class LatentDiffusionBase(DiffusionPipeline):
                     hint="The first stage makes one latent of so many pixels.",
                 )
         return int(height), int(width)
+
+
+class VqvaePipeline(LatentDiffusionBase):
+    """Base of pipelines that call their first stage ``vqvae``, as diffusers' do."""
+
+    model_cpu_offload_seq = "unet->vqvae"
+
+    vqvae: Any
+
+    def __init__(self, vqvae: Any, unet: Any, scheduler: Any) -> None:
+        self._set_up(vqvae, vqvae=vqvae, unet=unet, scheduler=scheduler)
+
+    @property
+    def vae(self) -> Any:
+        """The first stage, under the name that other pipelines have for it."""
+        return self.vqvae
 
 
 class LatentDiffusionPipeline(LatentDiffusionBase):

@@ -59,8 +59,9 @@ def _images(seeds: Sequence[int], given: dict[str, Any]) -> int:
     embeds = given.get("prompt_embeds")
     listed = given.get("prompt") if embeds is None else embeds
     prompts = max(1, len(listed)) if isinstance(listed, list | torch.Tensor) else 1
-    prompts = int(given.get("batch_size", prompts))  # of pipelines that draw without a text
     most = checks.MAX_IMAGES_PER_PROMPT
+    if "batch_size" in given:  # of pipelines that draw without a text
+        prompts = checks.whole_number("batch_size", given["batch_size"], 1, most)
     images = checks.whole_number(
         "num_images_per_prompt", given.get("num_images_per_prompt", 1), 1, most
     )

@@ -55,6 +55,12 @@ PIPELINES = {
     "StableDiffusionControlNetImg2ImgPipeline": "sfumato.pipelines.controlnet_img2img",
     "StableDiffusionControlNetInpaintPipeline": "sfumato.pipelines.controlnet_inpaint",
     "LDMTextToImagePipeline": "sfumato.pipelines.ldm_text_to_image",
+    "LatentDiffusionPipeline": "sfumato.pipelines.latent_diffusion",
+    "LDMPipeline": "sfumato.pipelines.ldm",
+    "LDMSuperResolutionPipeline": "sfumato.pipelines.ldm_superresolution",
+    "LDMInpaintPipeline": "sfumato.pipelines.ldm_inpaint",
+    "DDPMPipeline": "sfumato.pipelines.pixels",
+    "DDIMPipeline": "sfumato.pipelines.pixels",
 }
 
 
