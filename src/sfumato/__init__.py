@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from sfumato.pipelines.instruct_pix2pix import StableDiffusionInstructPix2PixPipeline
     from sfumato.pipelines.ip_adapter_masks import IPAdapterMaskProcessor
     from sfumato.pipelines.latent_diffusion import LatentDiffusionPipeline
+    from sfumato.pipelines.latent_upscale import StableDiffusionLatentUpscalePipeline
     from sfumato.pipelines.ldm import LDMPipeline
     from sfumato.pipelines.ldm_inpaint import LDMInpaintPipeline
     from sfumato.pipelines.ldm_superresolution import LDMSuperResolutionPipeline
@@ -169,6 +170,7 @@ _MODULE_OF = {
     "StableDiffusionControlNetImg2ImgPipeline": "sfumato.pipelines.controlnet_img2img",
     "StableDiffusionControlNetPipeline": "sfumato.pipelines.controlnet",
     "StableDiffusionUpscalePipeline": "sfumato.pipelines.upscale",
+    "StableDiffusionLatentUpscalePipeline": "sfumato.pipelines.latent_upscale",
     "StableDiffusionDepth2ImgPipeline": "sfumato.pipelines.depth2img",
     "StableDiffusionInstructPix2PixPipeline": "sfumato.pipelines.instruct_pix2pix",
     "StableDiffusionInpaintPipeline": "sfumato.pipelines.inpaint",
@@ -327,6 +329,7 @@ __all__ = [
     "StableDiffusionImg2ImgPipeline",
     "StableDiffusionInpaintPipeline",
     "StableDiffusionInstructPix2PixPipeline",
+    "StableDiffusionLatentUpscalePipeline",
     "StableDiffusionPanoramaPipeline",
     "StableDiffusionPipeline",
     "StableDiffusionPipelineOutput",

@@ -48,7 +48,8 @@ class Levels:
             level.setdefault(time, levels[index])
             following.setdefault(time, lower[0] if lower else levels[-1])
             share.setdefault(time, index / len(times))
-        return cls(level, following, share, scheduler.config.get("prediction_type", "epsilon"))
+        prediction = scheduler.config.get("prediction_type", "epsilon")
+        return cls(level, following, share, prediction.removeprefix("original_"))
 
     def weights(self, timestep: float) -> tuple[float, float]:
         """``alpha`` and ``sigma`` at a timestep."""

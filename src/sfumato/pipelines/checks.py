@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from sfumato.diffusion.noise import NoiseSource
@@ -197,6 +199,23 @@ def check_strength(strength: Any) -> None:
     number = isinstance(strength, int | float) and not isinstance(strength, bool)
     if not number or not 0 <= strength <= 1:  # which a NaN is not either
         raise InputError(f"The value of strength should in [0.0, 1.0] but is {_shown(strength)}.")
+
+
+def check_pictures(image: Any, prompts: int) -> None:
+    """Pictures to enlarge, in one of the forms there are: one PIL picture, or one per prompt."""
+    if not isinstance(image, Tensor | Image | np.ndarray | list):
+        raise InputError(
+            "`image` has to be of type `torch.Tensor`, `np.ndarray`, `PIL.Image.Image` or"
+            f" `list` but is {type(image)}"
+        )
+    if isinstance(image, Image):
+        return
+    images = 1 if not isinstance(image, list) and image.ndim == 3 else len(image)
+    if images != prompts:
+        raise InputError(
+            f"`prompt` has batch size {prompts} and `image` has batch size {images}. Please"
+            " make sure that passed `prompt` matches the batch size of `image`."
+        )
 
 
 def check_generator(generator: Any, batch_size: int) -> None:

@@ -41,6 +41,8 @@ class Request:
     negative_prompt: str | list[str] | None = None
     prompt_embeds: Tensor | None = None
     negative_prompt_embeds: Tensor | None = None
+    pooled_prompt_embeds: Tensor | None = None
+    negative_pooled_prompt_embeds: Tensor | None = None
     ip_adapter_image: Any = None
     ip_adapter_image_embeds: list[Tensor] | None = None
     num_images_per_prompt: int = 1

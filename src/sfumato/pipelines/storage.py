@@ -49,6 +49,7 @@ PIPELINES = {
     "StableDiffusionInstructPix2PixPipeline": "sfumato.pipelines.instruct_pix2pix",
     "StableDiffusionDepth2ImgPipeline": "sfumato.pipelines.depth2img",
     "StableDiffusionUpscalePipeline": "sfumato.pipelines.upscale",
+    "StableDiffusionLatentUpscalePipeline": "sfumato.pipelines.latent_upscale",
     "StableDiffusionPanoramaPipeline": "sfumato.pipelines.panorama",
     "StableDiffusionAdapterPipeline": "sfumato.pipelines.t2i_adapter",
     "StableDiffusionControlNetPipeline": "sfumato.pipelines.controlnet",

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from PIL.Image import Image
 from torch import Tensor
 
 from sfumato.diffusion.noise import Generators, NoiseSource, randn_tensor
@@ -146,6 +144,7 @@ class StableDiffusionUpscalePipeline(StableDiffusionBase):
         callback_steps: int = 1,
         cross_attention_kwargs: dict[str, Any] | None = None,
         clip_skip: int | None = None,
+        **kwargs: Any,
     ) -> StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]:
         """Enlarge pictures. What is not listed is as in `StableDiffusionPipeline.__call__`.
 
@@ -156,9 +155,11 @@ class StableDiffusionUpscalePipeline(StableDiffusionBase):
             latents: noise to start from, ``(batch, channels, height, width)`` of the small picture.
             callback: ``(step, timestep, latents)``.
             callback_steps: how often it is called.
+            kwargs: arguments that diffusers does not have, such as ``seeds`` and ``guidance``.
 
         Raises:
             InputError: (a ``ValueError``) an argument is out of range or contradicts another.
+            UnknownKeywordError: (a ``TypeError``) there is no such argument.
             NumericalError: NaN or infinity appeared.
         """
         request = Request.read(self, locals())
@@ -189,18 +190,7 @@ class StableDiffusionUpscalePipeline(StableDiffusionBase):
         checks.check_call(
             self, prompt, callback_steps, negative_prompt, prompt_embeds, negative_prompt_embeds
         )
-        if not isinstance(image, Tensor | Image | np.ndarray | list):
-            raise InputError(
-                "`image` has to be of type `torch.Tensor`, `np.ndarray`, `PIL.Image.Image` or"
-                f" `list` but is {type(image)}"
-            )
-        images = 1 if isinstance(image, Image) else len(image)
-        prompts = Request(prompt=prompt, prompt_embeds=prompt_embeds).prompts
-        if images != prompts and not isinstance(image, Image):
-            raise InputError(
-                f"`prompt` has batch size {prompts} and `image` has batch size {images}. Please"
-                " make sure that passed `prompt` matches the batch size of `image`."
-            )
+        checks.check_pictures(image, Request(prompt=prompt, prompt_embeds=prompt_embeds).prompts)
         checks.whole_number("noise_level", noise_level, 0, 10**6)
         if noise_level > self.config.max_noise_level:
             raise InputError(

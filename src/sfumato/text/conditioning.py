@@ -153,6 +153,20 @@ class TextEncoding:
         warn: bool = False,
     ) -> Tensor:
         """Hidden states of texts, (batch, length, width); by default as long as CLIP allows."""
+        return self.embed(*self._tokens(texts, length, warn), clip_skip)
+
+    def with_pooled(
+        self, texts: str | list[str], *, length: int | None = None, warn: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """What the last layer says, before its norm, and pooled embeddings ``(batch, width)``."""
+        ids, mask = self._tokens(texts, length, warn)
+        output = self._encode(ids, mask, output_hidden_states=True)
+        return output.hidden_states[-1], output.pooler_output
+
+    def _tokens(
+        self, texts: str | list[str], length: int | None, warn: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Ids and mask of texts, each ``(batch, length)``."""
         self.check_parts()
         limit = self.most_tokens()
         if length is not None and length > limit:
@@ -171,7 +185,7 @@ class TextEncoding:
         )
         if warn:
             self._warn_of_truncation(texts, batch.input_ids, limit)
-        return self.embed(batch.input_ids, batch.attention_mask, clip_skip)
+        return batch.input_ids, batch.attention_mask
 
     def check_parts(self) -> None:
         """Raise `InputError` when the pipeline has no tokenizer or no text encoder."""
@@ -184,19 +198,22 @@ class TextEncoding:
 
     def embed(self, ids: Tensor, mask: Tensor, clip_skip: int | None) -> Tensor:
         """Hidden states of tokens ``(batch, length)``; ``mask`` is for encoders that take one."""
-        self._check_ids(ids)
-        masked = getattr(self.text_encoder.config, "use_attention_mask", False)
-        ids, seen = ids.to(self.device), mask.to(self.device) if masked else None
         if clip_skip is None:
-            return self.text_encoder(ids, attention_mask=seen)[0]
+            return self._encode(ids, mask)[0]
         layers = self.text_encoder.config.num_hidden_layers
         if not isinstance(clip_skip, int) or not 0 <= clip_skip <= layers:
             raise InputError(
                 f"`clip_skip` has to be an integer from 0 to {layers}, the number of the text "
                 f"encoder's layers, but is {clip_skip!r}."
             )
-        states = self.text_encoder(ids, attention_mask=seen, output_hidden_states=True)[-1]
+        states = self._encode(ids, mask, output_hidden_states=True)[-1]
         return self.text_encoder.text_model.final_layer_norm(states[-(clip_skip + 1)])
+
+    def _encode(self, ids: Tensor, mask: Tensor, **options: Any) -> Any:
+        self._check_ids(ids)
+        masked = getattr(self.text_encoder.config, "use_attention_mask", False)
+        seen = mask.to(self.device) if masked else None
+        return self.text_encoder(ids.to(self.device), attention_mask=seen, **options)
 
     def most_tokens(self) -> int:
         """What the tokenizer and the positions of the text encoder allow.
