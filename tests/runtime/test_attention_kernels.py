@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ each_type = pytest.mark.parametrize(
 
 
 @pytest.fixture
-def threads():
+def threads() -> Iterator[Callable[[int], None]]:
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
@@ -40,10 +41,17 @@ def heads(n: int, tokens: int, count: int, size: int, kind: str, spread: float =
     return (torch.randn(n, tokens, count, size) * spread).to(TYPES[kind]).transpose(1, 2)
 
 
-def formula(q: Tensor, k: Tensor, v: Tensor, mask=None, causal=False, scale=None) -> Tensor:
+def formula(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+) -> Tensor:
     """Attention in float64; zeros where every key is hidden."""
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    scores = scale * (q.double() @ k.double().transpose(-1, -2))
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    scores = factor * (q.double() @ k.double().transpose(-1, -2))
     if causal:
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril()
     if mask is not None and mask.dtype == torch.bool:
@@ -62,7 +70,9 @@ def close(found: Tensor | None, wanted: Tensor, kind: str) -> None:
     assert error <= BOUNDS[kind]
 
 
-def some_mask(pick: random.Random, n: int, count: int, queries: int, keys: int, kind: str):
+def some_mask(
+    pick: random.Random, n: int, count: int, queries: int, keys: int, kind: str
+) -> Tensor | None:
     """One of the masks that torch takes; some hide all keys from some queries."""
     return pick.choice(
         [
@@ -78,7 +88,9 @@ def some_mask(pick: random.Random, n: int, count: int, queries: int, keys: int, 
 
 @each_type
 @pytest.mark.parametrize("seed", range(40))
-def test_random_shapes_masks_and_strides_give_what_the_formula_says(kind, seed, threads):
+def test_random_shapes_masks_and_strides_give_what_the_formula_says(
+    kind: str, seed: int, threads: Callable[[int], None]
+) -> None:
     torch.manual_seed(seed)
     pick = random.Random(seed)
     n, count = pick.randint(1, 2), pick.randint(1, 3)
@@ -102,14 +114,14 @@ def test_random_shapes_masks_and_strides_give_what_the_formula_says(kind, seed, 
 
 @each_type
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 15, 16, 31, 33, 40, 47, 64, 80, 129, 160, 255, 512])
-def test_every_size_of_head_is_exact(kind, size):
+def test_every_size_of_head_is_exact(kind: str, size: int) -> None:
     torch.manual_seed(size)
     q, k, v = (heads(1, tokens, 2, size, kind) for tokens in (33, 50, 50))
     close(fast_attention(q, k, v), formula(q, k, v), kind)
 
 
 @needs["bfloat16"]
-def test_bfloat16_is_no_less_exact_than_torchs():
+def test_bfloat16_is_no_less_exact_than_torchs() -> None:
     torch.manual_seed(0)
     q, k, v = (heads(2, tokens, 4, 40, "bfloat16", 2.0) for tokens in (256, 300, 300))
     wanted = formula(q, k, v)
@@ -120,7 +132,7 @@ def test_bfloat16_is_no_less_exact_than_torchs():
 
 
 @each_type
-def test_large_scores_neither_overflow_nor_lose_the_largest(kind):
+def test_large_scores_neither_overflow_nor_lose_the_largest(kind: str) -> None:
     torch.manual_seed(1)
     # Scores grow along the keys, by far more than an exponential can hold.
     q, k, v = (heads(1, tokens, 1, 16, kind) for tokens in (70, 500, 500))
@@ -133,14 +145,14 @@ def test_large_scores_neither_overflow_nor_lose_the_largest(kind):
 
 
 @each_type
-def test_a_bias_at_the_lower_end_of_float32_leaves_all_keys_alike(kind):
+def test_a_bias_at_the_lower_end_of_float32_leaves_all_keys_alike(kind: str) -> None:
     q, k, v = (heads(1, tokens, 2, 8, kind) for tokens in (20, 9, 9))
     bias = torch.full((20, 9), torch.finfo(torch.float32).min)
     close(fast_attention(q, k, v, bias), v.double().mean(2, True).expand(-1, -1, 20, -1), kind)
 
 
 @each_type
-def test_a_query_that_sees_no_key_yields_zeros_as_in_torch(kind):
+def test_a_query_that_sees_no_key_yields_zeros_as_in_torch(kind: str) -> None:
     torch.manual_seed(2)
     q, k, v = (heads(1, tokens, 2, 8, kind) for tokens in (20, 200, 200))
     mask = torch.rand(20, 200) > 0.5
@@ -155,7 +167,7 @@ def test_a_query_that_sees_no_key_yields_zeros_as_in_torch(kind):
 
 @each_type
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_nan_and_infinity_reach_the_queries_that_meet_them_alone(kind, bad):
+def test_nan_and_infinity_reach_the_queries_that_meet_them_alone(kind: str, bad: float) -> None:
     q, k, v = (heads(1, tokens, 1, 8, kind) for tokens in (40, 300, 300))
     q[0, 0, 7, 0] = bad
     found = fast_attention(q, k.abs(), v)
@@ -171,7 +183,7 @@ def test_nan_and_infinity_reach_the_queries_that_meet_them_alone(kind, bad):
 
 
 @each_type
-def test_the_result_is_laid_out_as_the_output_projection_reads_it(kind):
+def test_the_result_is_laid_out_as_the_output_projection_reads_it(kind: str) -> None:
     q = heads(2, 30, 3, 8, kind)
     found = fast_attention(q, q, q)
     assert found is not None
@@ -179,14 +191,14 @@ def test_the_result_is_laid_out_as_the_output_projection_reads_it(kind):
 
 
 @each_type
-def test_inputs_stay_as_they_are(kind):
+def test_inputs_stay_as_they_are(kind: str) -> None:
     q, k, v = (heads(1, 33, 2, 17, kind) for _ in range(3))
     copies = [t.clone() for t in (q, k, v)]
     fast_attention(q, k, v)
     assert all(torch.equal(t, c) for t, c in zip((q, k, v), copies, strict=True))
 
 
-def test_what_only_torch_can_do_is_left_to_torch():
+def test_what_only_torch_can_do_is_left_to_torch() -> None:
     q, k, v = (heads(1, 8, 2, 4, "float32") for _ in range(3))
     learnt = q.clone().requires_grad_()
     assert fast_attention(learnt, k, v) is None
@@ -202,7 +214,7 @@ def test_what_only_torch_can_do_is_left_to_torch():
     assert (found is None) == (expected is None)
 
 
-def test_wrong_arguments_are_left_to_torch_to_refuse():
+def test_wrong_arguments_are_left_to_torch_to_refuse() -> None:
     q, k, v = (heads(1, 8, 2, 4, "float32") for _ in range(3))
     assert fast_attention(q, k[:, :, :0], v[:, :, :0]) is None
     assert fast_attention(q, k[..., :3], v) is None
@@ -214,7 +226,7 @@ def test_wrong_arguments_are_left_to_torch_to_refuse():
 
 
 @pytest.mark.parametrize("shape", [(2, 300, 3, 40, 300), (1, 700, 1, 64, 77), (1, 5, 2, 8, 3)])
-def test_blocks_of_matrix_products_give_what_the_formula_says(shape):
+def test_blocks_of_matrix_products_give_what_the_formula_says(shape: tuple[int, ...]) -> None:
     torch.manual_seed(3)
     n, queries, count, size, keys = shape
     for kind, bound in (("float32", 1e-5), ("bfloat16", 2**-6)):

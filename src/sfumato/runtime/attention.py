@@ -43,11 +43,11 @@ def fast_attention(
             bias = attn_mask.expand(*query.shape[:3], key.shape[2])
         except RuntimeError:
             return None
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
     if can_attend(_NAMES[query.dtype]):
-        return _native(query, key, value, bias, scale, is_causal)
+        return _native(query, key, value, bias, factor, is_causal)
     if bias is None and not is_causal and is_worth_blocking(query, key):
-        return blocked_attention(query, key, value, scale)
+        return blocked_attention(query, key, value, factor)
     return None
 
 
@@ -58,7 +58,7 @@ def _plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bo
         return False
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return False
-    if any(t.device.type != "cpu" or t.layout != torch.strided for t in tensors):
+    if any(t.device.type != "cpu" or t.layout != torch.strided or t.is_neg() for t in tensors):
         return False
     if query.dtype not in (torch.float32, torch.bfloat16):
         return False
