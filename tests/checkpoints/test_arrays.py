@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from sfumato.checkpoints import arrays
-from sfumato.checkpoints.arrays import LazyArrays, read_arrays
+from sfumato.checkpoints.arrays import read_arrays
 from sfumato.checkpoints.tensors import read_safetensors
 from sfumato.errors import CheckpointError
 
@@ -63,9 +63,3 @@ def test_a_file_that_is_cut_short_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cut short"):
         read_arrays(path)
 
-
-def test_lazy_values_are_made_once() -> None:
-    calls: list[str] = []
-    lazy = LazyArrays({name: lambda n=name: calls.append(n) or n.upper() for name in "ab"})
-    assert set(lazy) == {"a", "b"} and "a" in lazy and not calls
-    assert (lazy["a"], lazy["a"]) == ("A", "A") and calls == ["a"]

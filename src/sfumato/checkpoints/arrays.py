@@ -7,7 +7,7 @@ just as strictly before anything is read.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -82,28 +82,6 @@ class StoredTensor:
                 hint="Training or conversion went wrong.",
             )
         return numbers
-
-
-class LazyArrays(Mapping[str, Any]):
-    """A mapping whose values are made when they are first asked for, and kept."""
-
-    def __init__(self, makers: Mapping[str, Callable[[], Any]]) -> None:
-        self._makers = makers
-        self._made: dict[str, Any] = {}
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self._made:
-            self._made[name] = self._makers[name]()
-        return self._made[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._makers)
-
-    def __len__(self) -> int:
-        return len(self._makers)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._makers
 
 
 def read_arrays(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:

@@ -9,23 +9,29 @@ sampler (`sfumato.diffusion.samplers`), and ``step`` applies its rows one by one
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from os import PathLike
-from typing import Any, ClassVar, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
-import torch
+import numpy as np
 
 from sfumato.checkpoints.hub_names import take_hub_options
 from sfumato.config import FrozenDict
-from sfumato.diffusion.noise import Generators, randn_tensor
 from sfumato.diffusion.plan import Plan
-from sfumato.diffusion.run import PlanRun
 from sfumato.diffusion.schedule import alphas_cumprod, betas
 from sfumato.errors import InputError, UnknownKeywordError, did_you_mean
 from sfumato.outputs import BaseOutput
 from sfumato.schedulers import storage
 from sfumato.schedulers.config import SchedulerConfig
+from sfumato.schedulers.tables import Table, array_of
+
+if TYPE_CHECKING:  # a scheduler serves paths without torch too; see `sfumato.schedulers.tables`
+    import torch
+
+    from sfumato.diffusion.noise import Generators
+    from sfumato.diffusion.run import PlanRun
 
 
 @dataclass
@@ -62,7 +68,10 @@ class Scheduler(Generic[C]):
     #: Whether the classes of `KarrasDiffusionSchedulers` can take this one's place.
     swappable: ClassVar[bool] = True
 
-    timesteps: torch.Tensor
+    timesteps: Table = Table()
+    betas: Table = Table()
+    alphas: Table = Table()
+    alphas_cumprod: Table = Table()
     num_inference_steps: int | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -84,12 +93,10 @@ class Scheduler(Generic[C]):
         if noise is None:
             return
         self._acp = alphas_cumprod(noise)
-        self.betas = torch.from_numpy(betas(noise))
-        self.alphas = 1.0 - self.betas
-        self.alphas_cumprod = acp = torch.from_numpy(self._acp).float()
-        # As `schedule.training_sigmas`, but with torch's root, which on some processors has another
-        # last bit: a sigma at a whole timestep is then found there, and not just below.
-        self._sigma_table = (((1 - acp) / acp) ** 0.5).double().numpy()
+        added = betas(noise)
+        self.betas, self.alphas = added, 1.0 - added
+        self.alphas_cumprod = acp = self._acp.astype(np.float32)
+        self._sigma_table = _root((1 - acp) / acp).astype(np.float64)
 
     # --- Configuration ---
 
@@ -207,6 +214,10 @@ class Scheduler(Generic[C]):
         """What the network is to see for ``sample``."""
         return sample
 
+    def _told(self) -> np.ndarray[Any, Any]:
+        """The timesteps as an array."""
+        return array_of(self, "timesteps")
+
     def _require_timesteps(self) -> None:
         if self.num_inference_steps is None:
             raise InputError(
@@ -242,6 +253,9 @@ class Scheduler(Generic[C]):
         Returns:
             The next sample and the denoised one.
         """
+        from sfumato.diffusion.noise import randn_tensor
+        from sfumato.diffusion.run import PlanRun
+
         run = self._run
         if run is None or plan.depth == 0:  # without a memory, runs need not be kept apart
             run = self._run = PlanRun(plan, self.timesteps.device)
@@ -274,6 +288,18 @@ class Scheduler(Generic[C]):
         acp = self.alphas_cumprod.to(like.device, like.dtype)[timesteps.to(like.device)]
         acp = acp.flatten().view(-1, *[1] * (like.ndim - 1))
         return acp**0.5, (1 - acp) ** 0.5
+
+
+def _root(squares: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The root in float32; torch's, where torch is there.
+
+    As `schedule.training_sigmas`, but torch's root has another last bit on some processors: a
+    sigma at a whole timestep is then found there, and not just below.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not hasattr(torch, "from_numpy"):
+        return np.sqrt(squares)
+    return (torch.from_numpy(squares) ** 0.5).numpy()
 
 
 def _keywords(

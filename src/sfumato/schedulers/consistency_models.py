@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
 
 from sfumato.diffusion import samplers
 from sfumato.diffusion.frame import preconditioned
@@ -22,6 +21,10 @@ from sfumato.schedulers.config import (
     exactly_one,
 )
 from sfumato.schedulers.stepped import SteppedScheduler, noisy_step
+from sfumato.schedulers.tables import placed
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +106,8 @@ class CMStochasticIterativeScheduler(SteppedScheduler[CMStochasticIterativeConfi
         config = self._settings
         places = numbers / (len(self) - 1)
         sigmas = karras_curve(places, config.sigma_min, config.sigma_max, config.rho)
-        self.timesteps = torch.from_numpy(250 * np.log(sigmas)).to(device)
-        self.sigmas = torch.from_numpy(np.append(sigmas, config.sigma_min)).float()
+        self.timesteps = placed(250 * np.log(sigmas), device)
+        self.sigmas = np.append(sigmas, config.sigma_min).astype(np.float32)
 
     @property
     def init_noise_sigma(self) -> float:
@@ -122,9 +125,9 @@ class CMStochasticIterativeScheduler(SteppedScheduler[CMStochasticIterativeConfi
     def plan(self, start: int = 0) -> Plan:
         """The table for ``timesteps[start:]``."""
         self._require_timesteps()
-        config, sigmas = self._settings, self.sigmas[start:].double().numpy()
+        config, sigmas = self._settings, self._listed()[start:]
         frame = preconditioned(
-            self.timesteps[start:].cpu().numpy(),
+            self._told()[start:],
             sigmas,
             sigma_data=config.sigma_data,
             limit=config.limit,
@@ -136,9 +139,9 @@ class CMStochasticIterativeScheduler(SteppedScheduler[CMStochasticIterativeConfi
         frame = replace(frame, denoised=np.stack([skip, out], axis=1))
         spread = np.sqrt(np.maximum(frame.next.sigma**2 - config.sigma_min**2, 0))
         levels = Levels(np.ones_like(spread), config.s_noise * spread)
-        return samplers.renoised(frame, levels, np.full(len(frame), len(self.timesteps) > 1))
+        return samplers.renoised(frame, levels, np.full(len(frame), len(self._told()) > 1))
 
     def _levels(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.ones_like(self.sigmas), self.sigmas
+        return self.sigmas.new_ones(len(self.sigmas)), self.sigmas
 
     step = noisy_step

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
 
 from sfumato.diffusion import samplers
 from sfumato.diffusion.frame import as_trained
-from sfumato.diffusion.noise import Generators
 from sfumato.diffusion.plan import Limit, Plan
 from sfumato.diffusion.schedule import spaced_timesteps
 from sfumato.diffusion.ways import strided
@@ -22,6 +20,12 @@ from sfumato.schedulers.config import (
     checked_steps,
     dynamic_limit,
 )
+from sfumato.schedulers.tables import Table, placed
+
+if TYPE_CHECKING:
+    import torch
+
+    from sfumato.diffusion.noise import Generators
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +72,13 @@ class DDIMScheduler(Scheduler[DDIMConfig]):
     """Denoising diffusion implicit models (arXiv:2010.02502)."""
 
     config_class: ClassVar[type[SchedulerConfig]] = DDIMConfig
+    final_alpha_cumprod: Table = Table()
 
     def _prepare(self) -> None:
         super()._prepare()
         self._final = 1.0 if self._settings.set_alpha_to_one else float(self._acp[0])
-        self.final_alpha_cumprod = torch.tensor(self._final)
-        self.timesteps = torch.arange(len(self) - 1, -1, -1)
+        self.final_alpha_cumprod = np.float32(self._final)
+        self.timesteps = np.arange(len(self) - 1, -1, -1)
 
     def set_timesteps(
         self, num_inference_steps: int, device: str | torch.device | None = None
@@ -91,14 +96,14 @@ class DDIMScheduler(Scheduler[DDIMConfig]):
         n = checked_steps(num_inference_steps, len(self))
         values = spaced_timesteps(config.timestep_spacing, n, len(self), offset=config.steps_offset)
         self.num_inference_steps = n
-        self.timesteps = torch.from_numpy(values.round().astype(np.int64)).to(device)
+        self.timesteps = placed(values.round().astype(np.int64), device)
 
     def plan(
         self, start: int = 0, *, eta: float = 0.0, use_clipped_model_output: bool = False
     ) -> Plan:
         """The table for ``timesteps[start:]``; see `samplers.ddim` for the options."""
         self._require_timesteps()
-        timesteps = self.timesteps[start:].cpu().numpy()
+        timesteps = self._told()[start:]
         return self._table(timesteps, eta, use_clipped_model_output)
 
     def _table(

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
 
 from sfumato.diffusion import samplers
 from sfumato.diffusion.frame import as_trained
-from sfumato.diffusion.noise import Generators
 from sfumato.diffusion.plan import Plan
 from sfumato.diffusion.samplers.ddpm import VARIANCES
 from sfumato.diffusion.schedule import spaced_timesteps
@@ -24,6 +22,12 @@ from sfumato.schedulers.config import (
     exactly_one,
 )
 from sfumato.schedulers.ddim import ThresholdConfig
+from sfumato.schedulers.tables import placed
+
+if TYPE_CHECKING:
+    import torch
+
+    from sfumato.diffusion.noise import Generators
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +52,7 @@ class DDPMScheduler(Scheduler[DDPMConfig]):
 
     def _prepare(self) -> None:
         super()._prepare()
-        self.timesteps = torch.arange(len(self) - 1, -1, -1)
+        self.timesteps = np.arange(len(self) - 1, -1, -1)
 
     def set_timesteps(
         self,
@@ -77,11 +81,11 @@ class DDPMScheduler(Scheduler[DDPMConfig]):
             )
             values = spaced.round().astype(np.int64)
         self.num_inference_steps = len(values)
-        self.timesteps = torch.from_numpy(values).to(device)
+        self.timesteps = placed(values, device)
 
     def plan(self, start: int = 0) -> Plan:
         """The table for ``timesteps[start:]``."""
-        return self._table(self.timesteps[start:].cpu().numpy(), -1)
+        return self._table(self._told()[start:], -1)
 
     def _table(self, timesteps: np.ndarray, last: int) -> Plan:
         config = self._settings

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
+from typing import TYPE_CHECKING, ClassVar
 
 from sfumato.diffusion import samplers
 from sfumato.diffusion.plan import Plan
 from sfumato.schedulers.config import SchedulerConfig
 from sfumato.schedulers.solver import SolverScheduler, SpacedSolverConfig
 from sfumato.schedulers.stepped import plain_step
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-
 from sfumato.diffusion import samplers
 from sfumato.diffusion.plan import Plan
 from sfumato.diffusion.samplers.dpm import ALGORITHMS
@@ -17,6 +15,9 @@ from sfumato.errors import ConfigError
 from sfumato.schedulers.config import SchedulerConfig, exactly_one
 from sfumato.schedulers.solver import SolverScheduler, SpacedSolverConfig
 from sfumato.schedulers.stepped import given_noise_step
+
+if TYPE_CHECKING:
+    import torch
 
 if TYPE_CHECKING:
     from sfumato.schedulers.dpmsolver_singlestep import DPMSolverSinglestepConfig

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
 
 from sfumato.diffusion import samplers
-from sfumato.diffusion.brownian import BrownianPath
 from sfumato.diffusion.plan import Plan
 from sfumato.diffusion.samplers.singlestep import two_calls
 from sfumato.diffusion.schedule import Array
@@ -17,6 +15,12 @@ from sfumato.diffusion.ways import sigmas_at_timesteps, with_middles
 from sfumato.schedulers.base import SchedulerOutput
 from sfumato.schedulers.config import SchedulerConfig, ramp_of
 from sfumato.schedulers.multicall import AllStepsScheduler, KDPM2Config, check_train_steps
+from sfumato.schedulers.tables import placed
+
+if TYPE_CHECKING:
+    import torch
+
+    from sfumato.diffusion.brownian import BrownianPath
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +71,9 @@ class DPMSolverSDEScheduler(AllStepsScheduler[DPMSolverSDEConfig]):
         sigmas = sigmas.astype(np.float32).astype(np.float64)
         self.num_inference_steps = len(timesteps)
         self._way = with_middles(timesteps, sigmas, self._sigma_table)
-        self.timesteps = torch.from_numpy(self._way.timesteps).to(device)
+        self.timesteps = placed(self._way.timesteps, device)
         listed = np.concatenate([sigmas[:1], np.repeat(sigmas[1:-1], 2), sigmas[-1:]])
-        self.sigmas = torch.from_numpy(listed).float()
+        self.sigmas = listed.astype(np.float32)
 
     def plan(self, start: int = 0, *, s_noise: float = 1.0) -> Plan:
         """The table for ``timesteps[start:]``; ``s_noise`` is a factor on the noise."""
@@ -114,8 +118,12 @@ class DPMSolverSDEScheduler(AllStepsScheduler[DPMSolverSDEConfig]):
         return self._path.noise(places[call % 2], places[call % 2 + 1])
 
     def _new_path(self, sample: torch.Tensor) -> BrownianPath:
+        from sfumato.diffusion.brownian import BrownianPath
+
         seed = self._settings.noise_sampler_seed
         if seed is None:
+            import torch
+
             seed = int(torch.randint(0, 2**63 - 1, []).item())
         ends = self.sigmas[self.sigmas > 0]
         low, high = float(ends.min()), float(ends.max())

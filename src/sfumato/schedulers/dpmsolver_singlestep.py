@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
+from typing import TYPE_CHECKING, ClassVar
 
 from sfumato.diffusion import samplers
 from sfumato.diffusion.plan import Plan
@@ -16,6 +14,9 @@ from sfumato.schedulers.config import SchedulerConfig, exactly_one
 from sfumato.schedulers.dpmsolver_multistep import SOLVER_TRANSLATIONS, check_solver
 from sfumato.schedulers.solver import SolverConfig, SolverScheduler
 from sfumato.schedulers.stepped import noisy_step
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,7 @@ class DPMSolverSinglestepScheduler(SolverScheduler[DPMSolverSinglestepConfig]):
     def plan(self, start: int = 0) -> Plan:
         """The table for ``timesteps[start:]``."""
         self._require_timesteps()
-        config, n = self._settings, len(self.timesteps)
+        config, n = self._settings, len(self._told())
         ends_clean = config.final_sigmas_type == "zero"
         uneven = n % config.solver_order != 0
         orders = call_orders(

@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import numpy as np
-import torch
 
 from sfumato.diffusion import samplers
 from sfumato.diffusion.frame import Frame, preconditioned
-from sfumato.diffusion.noise import Generators
 from sfumato.diffusion.plan import Limit, Plan
 from sfumato.diffusion.samplers.euler import churned
 from sfumato.diffusion.schedule import Array, exponential_sigmas, karras_curve
@@ -28,6 +26,11 @@ from sfumato.schedulers.config import (
 from sfumato.schedulers.dpmsolver_multistep import SOLVER_TRANSLATIONS, multistep_options
 from sfumato.schedulers.solver import check_order
 from sfumato.schedulers.stepped import SteppedScheduler, noisy_step
+
+if TYPE_CHECKING:
+    import torch
+
+    from sfumato.diffusion.noise import Generators
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +84,8 @@ class EDMScheduler(SteppedScheduler[E]):
 
     def _follow(self, sigmas: Array, end: float, device: str | torch.device | None = None) -> None:
         self._forget()
+        import torch
+
         told = torch.from_numpy(sigmas).float()
         self.sigmas = torch.cat([told, torch.tensor([end], dtype=torch.float32)])
         self.timesteps = (0.25 * told.log()).to(device)
@@ -90,8 +95,8 @@ class EDMScheduler(SteppedScheduler[E]):
         self._require_timesteps()
         config = self._settings
         return preconditioned(
-            self.timesteps[start:].cpu().numpy(),
-            self.sigmas[start:].double().numpy(),
+            self._told()[start:],
+            self._listed()[start:],
             config.prediction_type,
             sigma_data=config.sigma_data,
             limit=config.limit,
@@ -112,7 +117,7 @@ class EDMScheduler(SteppedScheduler[E]):
         return sample / math.sqrt(sigma**2 + self._settings.sigma_data**2)
 
     def _levels(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.ones_like(self.sigmas), self.sigmas
+        return self.sigmas.new_ones(len(self.sigmas)), self.sigmas
 
 
 class EDMEulerScheduler(EDMScheduler[EDMConfig]):
@@ -165,7 +170,7 @@ class EDMEulerScheduler(EDMScheduler[EDMConfig]):
     ) -> Plan:
         """The table for ``timesteps[start:]``; see `samplers.euler` for the options."""
         frame = self._frame(start)
-        steps, sigma = len(self.sigmas) - 1, frame.now.sigma
+        steps, sigma = len(self._listed()) - 1, frame.now.sigma
         churn = churned(sigma, s_churn=s_churn, s_tmin=s_tmin, s_tmax=s_tmax, steps=steps)
         config = self._settings
         denoised = preconditioned(

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
 
 from sfumato.diffusion import samplers
-from sfumato.diffusion.noise import Generators
 from sfumato.diffusion.plan import Plan
 from sfumato.diffusion.samplers.euler import churned
 from sfumato.diffusion.schedule import (
@@ -31,6 +29,11 @@ from sfumato.schedulers.config import (
 )
 from sfumato.schedulers.sigma import SigmaSpaceConfig, SigmaSpaceScheduler
 from sfumato.schedulers.stepped import noisy_step, refuse_integers
+
+if TYPE_CHECKING:
+    import torch
+
+    from sfumato.diffusion.noise import Generators
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +81,8 @@ class EulerScheduler(SigmaSpaceScheduler[C]):
 
     def _prepare(self) -> None:
         super()._prepare()
-        self.timesteps = torch.arange(len(self) - 1, -1, -1, dtype=torch.float32)
-        self.sigmas = torch.from_numpy(np.append(self._sigma_table[::-1], 0.0)).float()
+        self.timesteps = np.arange(len(self) - 1, -1, -1, dtype=np.float32)
+        self.sigmas = np.append(self._sigma_table[::-1], 0.0).astype(np.float32)
 
 
 class EulerDiscreteScheduler(EulerScheduler[EulerConfig]):
@@ -160,7 +163,7 @@ class EulerDiscreteScheduler(EulerScheduler[EulerConfig]):
             s_churn=s_churn,
             s_tmin=s_tmin,
             s_tmax=s_tmax,
-            steps=len(self.sigmas) - 1,
+            steps=len(self._listed()) - 1,
         )
         denoised = frame.denoised.copy()
         if self._settings.prediction_type == "epsilon":
@@ -208,6 +211,8 @@ class EulerDiscreteScheduler(EulerScheduler[EulerConfig]):
         training use the method of another scheduler, which numbers them by timestep.
         """
         refuse_integers(timesteps, type(self))
+        import torch
+
         rows = torch.tensor([self.index_for_timestep(t) for t in timesteps])
         alpha, sigma = self._training_levels(sample, rows)
         return alpha * noise - sigma * sample

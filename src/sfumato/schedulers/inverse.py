@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
 
 from sfumato.diffusion import samplers
 from sfumato.diffusion.frame import as_trained
@@ -28,6 +27,10 @@ from sfumato.schedulers.config import SchedulerConfig, TrainedConfig, checked_st
 from sfumato.schedulers.dpmsolver_multistep import SOLVER_TRANSLATIONS, multistep_options
 from sfumato.schedulers.solver import SolverScheduler, WaySolverConfig, check_order
 from sfumato.schedulers.stepped import given_noise_step
+from sfumato.schedulers.tables import Table, placed
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +66,13 @@ class DDIMInverseScheduler(Scheduler[DDIMInverseConfig]):
 
     config_class: ClassVar[type[SchedulerConfig]] = DDIMInverseConfig
     swappable: ClassVar[bool] = False
+    initial_alpha_cumprod: Table = Table()
 
     def _prepare(self) -> None:
         super()._prepare()
         self._initial = 1.0 if self._settings.set_alpha_to_one else float(self._acp[0])
-        self.initial_alpha_cumprod = torch.tensor(self._initial)
-        self.timesteps = torch.arange(len(self))
+        self.initial_alpha_cumprod = np.float32(self._initial)
+        self.timesteps = np.arange(len(self))
 
     def set_timesteps(
         self, num_inference_steps: int, device: str | torch.device | None = None
@@ -86,12 +90,12 @@ class DDIMInverseScheduler(Scheduler[DDIMInverseConfig]):
         n = checked_steps(num_inference_steps, len(self))
         values = spaced_timesteps(config.timestep_spacing, n, len(self), offset=config.steps_offset)
         self.num_inference_steps = n
-        self.timesteps = torch.from_numpy(values[::-1].round().astype(np.int64)).to(device)
+        self.timesteps = placed(values[::-1].round().astype(np.int64), device)
 
     def plan(self, start: int = 0) -> Plan:
         """The table for ``timesteps[start:]``."""
         self._require_timesteps()
-        return self._table(self.timesteps[start:].cpu().numpy())
+        return self._table(self._told()[start:])
 
     def _table(self, timesteps: Any) -> Plan:
         assert self.num_inference_steps is not None
@@ -162,7 +166,7 @@ class DPMSolverMultistepInverseScheduler(SolverScheduler[DPMSolverMultistepInver
 
     def _prepare(self) -> None:
         super()._prepare()
-        self.timesteps = torch.arange(len(self), dtype=torch.float32)
+        self.timesteps = np.arange(len(self), dtype=np.float32)
 
     def set_timesteps(
         self, num_inference_steps: int, device: str | torch.device | None = None

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
 
 from sfumato.diffusion import samplers
 from sfumato.diffusion.frame import as_trained
@@ -16,6 +15,9 @@ from sfumato.diffusion.schedule import Levels, Schedule
 from sfumato.errors import ConfigError, InputError
 from sfumato.schedulers.config import SchedulerConfig, checked_steps
 from sfumato.schedulers.stepped import SteppedScheduler, plain_step
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +72,8 @@ class IPNDMScheduler(SteppedScheduler[IPNDMConfig]):
             raise InputError(f"{n} steps need {n + 1} `trained_betas`, but there are {len(given)}.")
         self._forget()
         self.num_inference_steps = n
+        import torch
+
         time = torch.from_numpy(np.append(np.linspace(1, 0, n + 1)[:-1], 0.0)).float()
         self.betas = (time * math.pi / 2).sin() ** 2 if given is None else torch.tensor(given)
         self.alphas = (1.0 - self.betas**2) ** 0.5
@@ -81,7 +85,7 @@ class IPNDMScheduler(SteppedScheduler[IPNDMConfig]):
         self._require_timesteps()
         alpha, sigma = self.alphas[start:].double().numpy(), self.betas[start:].double().numpy()
         levels = Levels(alpha, sigma)
-        way = Schedule(self.timesteps[start:].cpu().numpy(), levels[:-1], levels[1:])
+        way = Schedule(self._told()[start:], levels[:-1], levels[1:])
         return samplers.ipndm(as_trained(way, "v_prediction"))
 
     def _levels(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
 
 from sfumato.diffusion.plan import Plan
 from sfumato.diffusion.samplers.named import NAMED, Named
@@ -30,6 +29,10 @@ from sfumato.errors import ConfigError
 from sfumato.schedulers.config import SchedulerConfig, TrainedConfig, checked_steps, exactly_one
 from sfumato.schedulers.sigma import SigmaSpaceScheduler
 from sfumato.schedulers.stepped import noisy_step
+from sfumato.schedulers.tables import placed
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,17 +89,15 @@ class KDiffusionScheduler(SigmaSpaceScheduler[KDiffusionConfig]):
     def _prepare(self) -> None:
         super()._prepare()
         self.order = 2 if self._named.calls in ("ends", "middle", "lowered") else 1
-        self.timesteps = torch.arange(len(self) - 1, -1, -1, dtype=torch.float32)
-        self.sigmas = torch.from_numpy(np.append(self._sigma_table[::-1], 0.0)).float()
+        self.timesteps = np.arange(len(self) - 1, -1, -1, dtype=np.float32)
+        self.sigmas = np.append(self._sigma_table[::-1], 0.0).astype(np.float32)
 
     @property
     def _named(self) -> Named:
         return NAMED[self._settings.sampler]
 
-    @property
-    def init_noise_sigma(self) -> torch.Tensor:
-        """The largest sigma."""
-        return self.sigmas.max()
+    def _largest(self) -> np.float32:
+        return np.float32(self._listed().max())
 
     def set_timesteps(
         self,
@@ -122,8 +123,8 @@ class KDiffusionScheduler(SigmaSpaceScheduler[KDiffusionConfig]):
         self._forget()
         self._way = self._calls(levels.astype(np.float32).astype(np.float64))
         self.num_inference_steps = len(levels) - 1
-        self.timesteps = torch.from_numpy(self._way.timesteps).to(device)
-        self.sigmas = torch.from_numpy(np.append(self._way.now.ratio, levels[-1])).float()
+        self.timesteps = placed(self._way.timesteps, device)
+        self.sigmas = np.append(self._way.now.ratio, levels[-1]).astype(np.float32)
 
     def _spread(self, n: int) -> Array:
         """``n + 1`` falling sigmas."""

@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
 
 from sfumato.diffusion import samplers
 from sfumato.diffusion.frame import as_trained
-from sfumato.diffusion.noise import Generators
 from sfumato.diffusion.plan import Plan
 from sfumato.diffusion.samplers.consistency import boundary_weights
 from sfumato.diffusion.schedule import Levels
@@ -28,6 +26,12 @@ from sfumato.schedulers.config import (
 )
 from sfumato.schedulers.ddim import ThresholdConfig
 from sfumato.schedulers.stepped import SteppedScheduler
+from sfumato.schedulers.tables import Table, placed
+
+if TYPE_CHECKING:
+    import torch
+
+    from sfumato.diffusion.noise import Generators
 
 logger = logging.getLogger(__name__)
 
@@ -66,12 +70,13 @@ class ConsistencyScheduler(SteppedScheduler[ConsistencyConfig]):
 
     config_class: ClassVar[type[SchedulerConfig]] = ConsistencyConfig
     swappable: ClassVar[bool] = False
+    final_alpha_cumprod: Table = Table()
 
     def _prepare(self) -> None:
         super()._prepare()
         self._final = 1.0 if self._settings.set_alpha_to_one else float(self._acp[0])
-        self.final_alpha_cumprod = torch.tensor(self._final)
-        self.timesteps = torch.arange(len(self) - 1, -1, -1)
+        self.final_alpha_cumprod = np.float32(self._final)
+        self.timesteps = np.arange(len(self) - 1, -1, -1)
 
     def set_timesteps(
         self,
@@ -120,7 +125,7 @@ class ConsistencyScheduler(SteppedScheduler[ConsistencyConfig]):
             values = evenly_chosen(origin, n)
         self._forget()
         self.num_inference_steps = n
-        self.timesteps = torch.from_numpy(values.copy()).to(device)
+        self.timesteps = placed(values.copy(), device)
 
     def _origin(self, original: int, strength: float, given: bool) -> np.ndarray:
         """Rising timesteps to choose from; ``given`` if their number was, in this call."""
@@ -128,12 +133,12 @@ class ConsistencyScheduler(SteppedScheduler[ConsistencyConfig]):
 
     def _run_from(self, start: int) -> np.ndarray:
         self._require_timesteps()
-        return self.timesteps[start:].cpu().numpy()
+        return self._told()[start:]
 
     @property
     def _ends_clean(self) -> bool:
         """Whether the last timestep is the last step: not so if ``strength`` cut steps off."""
-        return len(self.timesteps) == self.num_inference_steps
+        return len(self._told()) == self.num_inference_steps
 
     def add_noise(
         self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
 
 from sfumato.diffusion import samplers
 from sfumato.diffusion.plan import Limit, Plan
@@ -25,6 +24,10 @@ from sfumato.schedulers.config import (
 )
 from sfumato.schedulers.sigma import SigmaSpaceConfig, SigmaSpaceScheduler
 from sfumato.schedulers.stepped import noisy_step, plain_step
+from sfumato.schedulers.tables import placed
+
+if TYPE_CHECKING:
+    import torch
 
 
 class AllStepsScheduler(SigmaSpaceScheduler[C]):
@@ -73,7 +76,7 @@ class LMSDiscreteScheduler(AllStepsScheduler[SigmaSpaceConfig]):
 
     def plan(self, start: int = 0, *, order: int = 4) -> Plan:
         """The table for ``timesteps[start:]``; ``order`` is the number of slopes at most."""
-        earlier = self.sigmas[:start].double().numpy()
+        earlier = self._listed()[:start]
         return samplers.lms(self._frame(start), order=order, earlier=earlier)
 
     def step(
@@ -197,9 +200,9 @@ class MidpointScheduler(AllStepsScheduler[KDPM2Config]):
         sigmas = sigmas.astype(np.float32).astype(np.float64)
         self.num_inference_steps = len(timesteps)
         self._way = with_middles(timesteps, sigmas, self._sigma_table, ancestral=self.ancestral)
-        self.timesteps = torch.from_numpy(self._way.timesteps).to(device)
+        self.timesteps = placed(self._way.timesteps, device)
         listed = np.concatenate([sigmas[:1], np.repeat(sigmas[1:], 2), sigmas[-1:]])
-        self.sigmas = torch.from_numpy(listed).float()
+        self.sigmas = listed.astype(np.float32)
 
     def plan(self, start: int = 0) -> Plan:
         """The table for ``timesteps[start:]``."""

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
 
 from sfumato.diffusion import samplers
 from sfumato.diffusion.plan import Plan
@@ -15,6 +14,10 @@ from sfumato.diffusion.schedule import spaced_timesteps
 from sfumato.errors import InputError
 from sfumato.schedulers.base import Scheduler, SchedulerOutput
 from sfumato.schedulers.config import SchedulerConfig, TrainedConfig, checked_steps
+from sfumato.schedulers.tables import Table, placed
+
+if TYPE_CHECKING:
+    import torch
 
 #: Steps that a Runge-Kutta start replaces.
 RUNGE_KUTTA_STEPS = 4
@@ -45,12 +48,13 @@ class PNDMScheduler(Scheduler[PNDMConfig]):
     """
 
     config_class: ClassVar[type[SchedulerConfig]] = PNDMConfig
+    final_alpha_cumprod: Table = Table()
 
     def _prepare(self) -> None:
         super()._prepare()
         self._final = 1.0 if self._settings.set_alpha_to_one else float(self._acp[0])
-        self.final_alpha_cumprod = torch.tensor(self._final)
-        self.timesteps = torch.arange(len(self) - 1, -1, -1)
+        self.final_alpha_cumprod = np.float32(self._final)
+        self.timesteps = np.arange(len(self) - 1, -1, -1)
         self._forget()
 
     def _forget(self) -> None:
@@ -87,7 +91,7 @@ class PNDMScheduler(Scheduler[PNDMConfig]):
             self.plms_timesteps = values[RUNGE_KUTTA_STEPS - 1 :]
         self.num_inference_steps = n
         calls = np.concatenate([self.prk_timesteps, self.plms_timesteps])
-        self.timesteps = torch.from_numpy(calls).to(device)
+        self.timesteps = placed(calls, device)
         self._forget()
 
     def _runge_kutta(self, ends: np.ndarray, n: int) -> np.ndarray:
@@ -101,7 +105,7 @@ class PNDMScheduler(Scheduler[PNDMConfig]):
         self._require_timesteps()
         assert self.num_inference_steps is not None
         return samplers.pndm(
-            self.timesteps[start:].cpu().numpy(),
+            self._told()[start:],
             self._acp,
             len(self) // self.num_inference_steps,
             final_alpha_cumprod=self._final,

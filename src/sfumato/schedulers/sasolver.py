@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
 
 from sfumato.diffusion import samplers
 from sfumato.diffusion.plan import Plan
@@ -17,6 +16,9 @@ from sfumato.schedulers.base import Scheduler
 from sfumato.schedulers.config import SchedulerConfig
 from sfumato.schedulers.solver import SolverScheduler, WaySolverConfig, check_order
 from sfumato.schedulers.stepped import noisy_step
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)

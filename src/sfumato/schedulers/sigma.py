@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from sfumato.diffusion.frame import Frame, over_sigma
@@ -14,6 +13,10 @@ from sfumato.diffusion.schedule import Array, Schedule, spaced_timesteps
 from sfumato.schedulers.base import C
 from sfumato.schedulers.config import TrainedConfig, checked_steps
 from sfumato.schedulers.stepped import SteppedScheduler
+from sfumato.schedulers.tables import placed
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +60,9 @@ class SigmaSpaceScheduler(SteppedScheduler[C]):
         n = len(timesteps)
         self._forget()
         self.num_inference_steps = n if steps is None else steps
-        self.sigmas = torch.from_numpy(sigmas).float()
-        self._way = Schedule.from_sigmas(
-            timesteps.astype(np.float32), self.sigmas[: n + 1].double().numpy()
-        )
-        self.timesteps = torch.from_numpy(self._way.timesteps).to(device)
+        self.sigmas = sigmas.astype(np.float32)
+        self._way = Schedule.from_sigmas(timesteps.astype(np.float32), self._listed()[: n + 1])
+        self.timesteps = placed(self._way.timesteps, device)
 
     def _frame(self, start: int) -> Frame:
         """The calls of ``timesteps[start:]``."""
@@ -69,18 +70,24 @@ class SigmaSpaceScheduler(SteppedScheduler[C]):
             self._way_from(start),
             self._settings["prediction_type"],
             limit=self._settings.limit,
-            init_sigma=float(self.init_noise_sigma),
+            init_sigma=float(self._largest()),
         )
 
+    def _largest(self) -> np.float32:
+        """The largest sigma; with ``leading`` timesteps, that of picture and noise together."""
+        largest = np.float32(self._listed().max())
+        spacing = self.config.get("timestep_spacing")
+        return largest if spacing in ("linspace", "trailing") else np.sqrt(largest**2 + 1)
+
     def _levels(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.ones_like(self.sigmas), self.sigmas
+        return self.sigmas.new_ones(len(self.sigmas)), self.sigmas
 
     @property
     def init_noise_sigma(self) -> torch.Tensor:
         """The largest sigma; with ``leading`` timesteps, that of picture and noise together."""
-        largest = self.sigmas.max()
-        spacing = self.config.get("timestep_spacing")
-        return largest if spacing in ("linspace", "trailing") else (largest**2 + 1) ** 0.5
+        import torch
+
+        return torch.tensor(self._largest())
 
     def scale_model_input(
         self, sample: torch.Tensor, timestep: float | torch.Tensor | None = None

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
-import torch
 
 from sfumato.diffusion.frame import Frame, as_trained
 from sfumato.diffusion.plan import Limit
@@ -32,6 +31,10 @@ from sfumato.schedulers.config import (
     ramp_of,
 )
 from sfumato.schedulers.stepped import SteppedScheduler
+from sfumato.schedulers.tables import placed
+
+if TYPE_CHECKING:
+    import torch
 
 MAX_SOLVER_ORDER = 10
 
@@ -127,11 +130,23 @@ class SolverScheduler(SteppedScheduler[S]):
 
     def _prepare(self) -> None:
         super()._prepare()
-        self.timesteps = torch.arange(len(self) - 1, -1, -1, dtype=torch.float32)
-        self.sigmas = torch.from_numpy(self._sigma_table).float()
-        self.alpha_t = self.alphas_cumprod.sqrt()
-        self.sigma_t = (1 - self.alphas_cumprod).sqrt()
-        self.lambda_t = self.alpha_t.log() - self.sigma_t.log()
+        self.timesteps = np.arange(len(self) - 1, -1, -1, dtype=np.float32)
+        self.sigmas = self._sigma_table.astype(np.float32)
+
+    @property
+    def alpha_t(self) -> torch.Tensor:
+        """Share of the picture at each timestep of training."""
+        return self.alphas_cumprod.sqrt()
+
+    @property
+    def sigma_t(self) -> torch.Tensor:
+        """Share of the noise at each timestep of training."""
+        return (1 - self.alphas_cumprod).sqrt()
+
+    @property
+    def lambda_t(self) -> torch.Tensor:
+        """Logarithm of their ratio."""
+        return self.alpha_t.log() - self.sigma_t.log()
 
     def index_for_timestep(
         self, timestep: float | torch.Tensor, schedule_timesteps: torch.Tensor | None = None
@@ -215,9 +230,9 @@ class SolverScheduler(SteppedScheduler[S]):
         self._forget()
         self.num_inference_steps = n = len(timesteps)
         make = flow_schedule if self._settings.use_flow_sigmas else Schedule.from_sigmas
-        self.sigmas = torch.from_numpy(sigmas).float()
-        self._way = make(timesteps, self.sigmas[: n + 1].double().numpy())
-        self.timesteps = torch.from_numpy(timesteps).to(device)
+        self.sigmas = sigmas.astype(np.float32)
+        self._way = make(timesteps, self._listed()[: n + 1])
+        self.timesteps = placed(timesteps, device)
 
     def _frame(self, start: int) -> Frame:
         """The calls of ``timesteps[start:]``."""

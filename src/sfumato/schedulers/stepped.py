@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
+import numpy as np
 
-from sfumato.diffusion.noise import Generators
 from sfumato.diffusion.plan import Plan
 from sfumato.diffusion.schedule import Schedule
 from sfumato.errors import InputError
 from sfumato.schedulers.base import C, Scheduler, SchedulerOutput
+from sfumato.schedulers.tables import Table, array_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from sfumato.diffusion.noise import Generators
 
 
 class SteppedScheduler(Scheduler[C]):
@@ -28,7 +33,7 @@ class SteppedScheduler(Scheduler[C]):
     #: Whether ``step`` without ``return_dict`` also returns the denoised picture.
     tuple_has_image: ClassVar[bool] = True
 
-    sigmas: torch.Tensor
+    sigmas: Table = Table()
     _way: Schedule | None = None
 
     def _prepare(self) -> None:
@@ -97,6 +102,10 @@ class SteppedScheduler(Scheduler[C]):
         result = self._apply(plan, row, sample, output, generator, noise)
         self._step_index = index + 1
         return result
+
+    def _listed(self) -> np.ndarray[Any, Any]:
+        """The sigmas as an array of float64."""
+        return array_of(self, "sigmas").astype(np.float64)
 
     def _way_from(self, start: int) -> Schedule:
         self._require_timesteps()
@@ -198,9 +207,8 @@ def given_noise_step(
 
 def refuse_integers(timestep: Any, cls: type) -> None:
     """Raise `InputError` for a counter in place of a timestep, a common mistake."""
-    if isinstance(timestep, int) or (
-        isinstance(timestep, torch.Tensor) and timestep.dtype in (torch.int32, torch.int64)
-    ):
+    is_floating = getattr(timestep, "is_floating_point", None)  # of a tensor
+    if isinstance(timestep, int) or (is_floating is not None and not is_floating()):
         raise InputError(
             "Passing integer indices (e.g. from `enumerate(timesteps)`) as timesteps to"
             f" `{cls.__name__}.step()` is not supported. Make sure to pass one of the"
@@ -209,4 +217,4 @@ def refuse_integers(timestep: Any, cls: type) -> None:
 
 
 def _number(timestep: float | torch.Tensor) -> float:
-    return timestep.item() if isinstance(timestep, torch.Tensor) else timestep
+    return timestep if isinstance(timestep, int | float) else timestep.item()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-import torch
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sfumato.diffusion import samplers
 from sfumato.diffusion.plan import Limit, Plan
@@ -14,6 +12,9 @@ from sfumato.errors import ConfigError
 from sfumato.schedulers.config import SchedulerConfig
 from sfumato.schedulers.solver import SolverScheduler, SpacedSolverConfig
 from sfumato.schedulers.stepped import plain_step
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
