@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import InputError, TokenizerError
+from sfumato.text.remembered import remembered
 
 logger = logging.getLogger(__name__)
 
@@ -198,6 +199,14 @@ class TextEncoding:
 
     def embed(self, ids: Tensor, mask: Tensor, clip_skip: int | None) -> Tensor:
         """Hidden states of tokens ``(batch, length)``; ``mask`` is for encoders that take one."""
+        question = (ids.shape, tuple(ids.flatten().tolist()), tuple(mask.flatten().tolist()))
+        return remembered(
+            self.text_encoder,
+            (*question, clip_skip, str(self.device)),
+            lambda: self._embed(ids, mask, clip_skip),
+        )
+
+    def _embed(self, ids: Tensor, mask: Tensor, clip_skip: int | None) -> Tensor:
         if clip_skip is None:
             return self._encode(ids, mask)[0]
         layers = self.text_encoder.config.num_hidden_layers
