@@ -24,6 +24,7 @@ from sfumato.models.base import ModelMixin
 from sfumato.models.conventions import ACTIVATION_KINDS
 from sfumato.models.layers import Recomputable, get_activation
 from sfumato.outputs import BaseOutput
+from sfumato.runtime import kernels
 
 UPSAMPLING = ("nearest", "nearest-exact", "bilinear", "bicubic")
 
@@ -231,7 +232,8 @@ class AutoencoderTiny(ModelMixin[AutoencoderTinyConfig]):
 
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderTinyOutput | tuple[Tensor]:
         """The latents of images ``(N, in_channels, H, W)`` in -1..1."""
-        latents = self._sliced(self._tiled_latents if self.use_tiling else self.encoder, x)
+        with kernels.active():
+            latents = self._sliced(self._tiled_latents if self.use_tiling else self.encoder, x)
         return AutoencoderTinyOutput(latents) if return_dict else (latents,)
 
     @overload
@@ -254,7 +256,8 @@ class AutoencoderTiny(ModelMixin[AutoencoderTinyConfig]):
 
         ``generator`` is accepted because other autoencoders draw noise here; this one does not.
         """
-        image = self._sliced(self._tiled_image if self.use_tiling else self.decoder, x)
+        with kernels.active():
+            image = self._sliced(self._tiled_image if self.use_tiling else self.decoder, x)
         return DecoderOutput(image) if return_dict else (image,)
 
     def forward(self, sample: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:

@@ -17,6 +17,7 @@ from sfumato.config import Config
 from sfumato.errors import ConfigError, did_you_mean
 from sfumato.models.layers import Recomputable
 from sfumato.outputs import register_pytrees
+from sfumato.runtime import kernels
 
 register_pytrees()
 
@@ -39,6 +40,13 @@ class ModelMixin(nn.Module, Generic[ConfigT]):
     def __init__(self, config: Mapping[str, Any] | None = None, /, **fields: Any) -> None:
         super().__init__()
         self.config: ConfigT = self._make_config(config, fields)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute, with the processor's own kernels where there are any."""
+        if torch.compiler.is_compiling():
+            return super().__call__(*args, **kwargs)
+        with kernels.active():
+            return super().__call__(*args, **kwargs)
 
     @classmethod
     def _make_config(cls, config: Mapping[str, Any] | None, fields: Mapping[str, Any]) -> Any:

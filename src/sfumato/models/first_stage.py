@@ -17,6 +17,7 @@ from sfumato.models.bands import rows_wrap
 from sfumato.models.base import ConfigT
 from sfumato.models.tiling import blend, run_tiled
 from sfumato.models.vae_blocks import Decoder, Encoder
+from sfumato.runtime import kernels
 
 logger = logging.getLogger(__name__)
 
@@ -97,13 +98,15 @@ class FirstStage(AttentionModel[ConfigT]):
         return self._sliced(self._decoded_whole if whole else self._decoded_in_parts, z)
 
     def _encoded_whole(self, x: Tensor, band_pixels: int | None = None) -> Tensor:
-        h = self.encoder(x, band_pixels)
-        return h if self.quant_conv is None else self.quant_conv(h)
+        with kernels.active():
+            h = self.encoder(x, band_pixels)
+            return h if self.quant_conv is None else self.quant_conv(h)
 
     def _decoded_whole(self, z: Tensor, band_pixels: int | None = None) -> Tensor:
-        if self.post_quant_conv is not None:
-            z = self.post_quant_conv(z)
-        return self.decoder(z, band_pixels)
+        with kernels.active():
+            if self.post_quant_conv is not None:
+                z = self.post_quant_conv(z)
+            return self.decoder(z, band_pixels)
 
     def _encoded_in_parts(self, x: Tensor) -> Tensor:
         if not self.blend_tiles:

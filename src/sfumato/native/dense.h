@@ -19,7 +19,7 @@ struct dense {
     const element *rows_from;
     element *to;
     const element *packed;
-    const float *bias;
+    const element *bias;
     long rows, length, columns;
     long row_tasks, panel_tasks; /* how the work is cut */
     struct {
@@ -31,13 +31,13 @@ struct dense {
 };
 
 /* out = sums + bias, in the type of the elements. */
-TARGET static void finish_rows(const float *sums, long rows, long columns, const float *bias,
+TARGET static void finish_rows(const float *sums, long rows, long columns, const element *bias,
                                element *to, long stride) {
     for (long r = 0; r < rows; r++, sums += PANEL, to += stride)
         for (long j = 0; 16 * j < columns; j++) {
             __mmask16 mask = lanes(columns, j);
             __m512 value = _mm512_load_ps(sums + 16 * j);
-            if (bias) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, bias + 16 * j));
+            if (bias) value = _mm512_add_ps(value, load_row(bias + 16 * j, mask));
             store_row(to + 16 * j, value, mask);
         }
 }
@@ -105,10 +105,10 @@ static int run_dense(struct dense *d, int threads) {
     return 0;
 }
 
-/* to (rows, columns) = from (rows, length) times packed weights, plus bias (float32, or NULL).
+/* to (rows, columns) = from (rows, length) times packed weights, plus bias (or NULL).
  * `length` has to be even for bfloat16. */
 SFUMATO_EXPORT int EXPORTED(sfumato_linear)(const element *from, element *to, const element *packed,
-                                            const float *bias, long rows, long length,
+                                            const element *bias, long rows, long length,
                                             long columns, int threads) {
     struct dense d = {.rows_from = from, .to = to, .packed = packed, .bias = bias, .rows = rows,
                       .length = length, .columns = columns};
@@ -118,7 +118,7 @@ SFUMATO_EXPORT int EXPORTED(sfumato_linear)(const element *from, element *to, co
 /* A convolution of channels-last pictures. `sizes`: batch, height, width, channels, out_height,
  * out_width, out_channels, kernel height, kernel width, stride, padding above, padding left. */
 SFUMATO_EXPORT int EXPORTED(sfumato_convolve)(const element *from, element *to,
-                                              const element *packed, const float *bias,
+                                              const element *packed, const element *bias,
                                               const long *sizes, int threads) {
     long taps = sizes[7] * sizes[8];
     int plain = taps == 1 && sizes[9] == 1 && !sizes[10] && !sizes[11] && sizes[3] % PER_WORD == 0;

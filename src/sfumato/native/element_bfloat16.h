@@ -47,6 +47,12 @@ store_block(element *x, __m512 first, __m512 second) {
 }
 
 /* Up to sixteen numbers in their natural order. */
+TARGET static inline __attribute__((always_inline)) __m512
+load_row(const element *x, __mmask16 mask) {
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, x));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+
 TARGET static inline __attribute__((always_inline)) void
 store_row(element *x, __m512 values, __mmask16 mask) {
     _mm256_mask_storeu_epi16(x, mask, (__m256i)_mm512_cvtneps_pbh(values));

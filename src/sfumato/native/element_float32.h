@@ -35,6 +35,11 @@ store_block(element *x, __m512 first, __m512 second) {
 }
 
 /* Up to sixteen numbers in their natural order. */
+TARGET static inline __attribute__((always_inline)) __m512
+load_row(const element *x, __mmask16 mask) {
+    return _mm512_maskz_loadu_ps(mask, x);
+}
+
 TARGET static inline __attribute__((always_inline)) void
 store_row(element *x, __m512 values, __mmask16 mask) {
     _mm512_mask_storeu_ps(x, mask, values);

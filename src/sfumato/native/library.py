@@ -55,10 +55,15 @@ _TYPED_RESULTS = dict.fromkeys(
 TYPES = ("bfloat16", "float32")
 
 
+def switched_off() -> bool:
+    """Whether ``SFUMATO_KERNELS=0`` is set."""
+    return os.environ.get("SFUMATO_KERNELS") == "0"
+
+
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels; None where they were not built or ``SFUMATO_KERNELS=0`` is set."""
-    if os.environ.get("SFUMATO_KERNELS") == "0":
+    if switched_off():
         return None
     for suffix in EXTENSION_SUFFIXES:
         path = Path(__file__).with_name(f"_kernels{suffix}")
@@ -102,3 +107,13 @@ def feature_names() -> list[str]:
     True
     """
     return [name for bit, name in _NAMES.items() if features() & bit]
+
+
+def describe() -> str:
+    """One line on whether the kernels are in use, and why not."""
+    if features():
+        return f"in use ({', '.join(feature_names())})"
+    if switched_off():
+        return "switched off by SFUMATO_KERNELS=0"
+    built = library() is not None
+    return "none for this processor" if built else "not built; torch computes alone"

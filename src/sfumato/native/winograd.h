@@ -23,7 +23,7 @@ struct winograd {
     const element *from;
     element *to;
     const element *packed;
-    const float *bias;
+    const element *bias;
     long batch, height, width, channels, columns;
     int size;
     long down, across, tiles; /* tiles in a column, in a row, in the batch */
@@ -80,7 +80,7 @@ transform_sums(const int size, const struct winograd *w, long tile, long column,
     for (long j = 0; 16 * j < columns; j++) {
         __mmask16 mask = lanes(columns, j);
         __m512 in[MOST_SIZE * MOST_SIZE], out[MOST_SIZE * MOST_SIZE];
-        __m512 bias = w->bias ? _mm512_maskz_loadu_ps(mask, w->bias + column + 16 * j)
+        __m512 bias = w->bias ? load_row(w->bias + column + 16 * j, mask)
                               : _mm512_setzero_ps();
 #pragma GCC unroll 36
         for (int i = 0; i < size * size; i++) in[i] = _mm512_load_ps(sums + i * gap + 16 * j);
@@ -136,7 +136,7 @@ static long group_size(const struct winograd *w) {
  * `sfumato_pack_winograd`. `sizes`: batch, height, width, channels, out_channels, tile size, and
  * tiles per group or 0. Returns -1 when there is no memory. */
 SFUMATO_EXPORT int EXPORTED(sfumato_winograd)(const element *from, element *to,
-                                              const element *packed, const float *bias,
+                                              const element *packed, const element *bias,
                                               const long *sizes, int threads) {
     struct winograd w = {.from = from, .to = to, .packed = packed, .bias = bias,
                          .batch = sizes[0], .height = sizes[1], .width = sizes[2],
