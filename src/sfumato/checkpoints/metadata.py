@@ -62,6 +62,8 @@ class Recipe(Config):
         hires_scale, hires_upscaler, hires_steps: of a second pass; see docs/pipelines.md.
         tiling: ``"True"``, ``"x"`` or ``"y"``.
         controlnet: folder of a ControlNet; ``control_strength`` how strongly it acted.
+        class_label: number of a class; ``semantic_map`` and ``boxes`` are files. See
+            docs/latent-diffusion.md.
         version: the program that drew it.
         extra: entries of an infotext that sfumato does not know.
     """
@@ -97,6 +99,9 @@ class Recipe(Config):
     controlnet: str | None = None
     control_image: str | None = None
     control_strength: float | None = None
+    class_label: int | None = None
+    semantic_map: str | None = None
+    boxes: str | None = None
     version: str | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
 
@@ -132,6 +137,7 @@ _INT_RANGES = {
     "height": (1, 1 << 20),
     "clip_skip": (1, 1000),
     "hires_steps": (1, 100_000),
+    "class_label": (0, 10_000_000),
 }
 _FLOAT_RANGES = {
     "cfg_scale": (-1e6, 1e6),
@@ -160,6 +166,8 @@ _TEXT_FIELDS = (
     "tiling",
     "controlnet",
     "control_image",
+    "semantic_map",
+    "boxes",
     "version",
 )
 
@@ -187,6 +195,7 @@ _ENTRIES: tuple[tuple[str, str, type], ...] = (
     ("Eta", "eta", float),
     ("CFG rescale", "guidance_rescale", float),
     ("Prompt syntax", "prompt_syntax", str),
+    ("Class label", "class_label", int),
     ("Version", "version", str),
 )
 #: What readers take when the entry is absent, so that it need not be written.

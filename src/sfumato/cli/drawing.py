@@ -21,7 +21,9 @@ from sfumato.assets import MANIFEST, file_sha256, read_manifest, verify_manifest
 from sfumato.checkpoints.file_hashes import hash_file
 from sfumato.checkpoints.files import is_regular, shown
 from sfumato.checkpoints.metadata import Recipe
+from sfumato.cli.condition_drawing import draw_condition, draws_conditions, refuse_conditions
 from sfumato.cli.console import is_terminal, note
+from sfumato.cli.models import TEXTLESS, Model
 from sfumato.cli.picture_drawing import draw_recipe
 from sfumato.cli.request import Request, choose_sampler, read_size
 from sfumato.errors import CheckpointError
@@ -53,7 +55,7 @@ def draw(request: Request) -> Iterator[Drawn]:
     device = pick_device(request.device)
     set_threads(request.threads)
     model_hash = _model_hash(request)
-    pipe = _load(request.model.path, request.recipe.dtype or "auto", device)
+    pipe = _load(request.model, request.recipe.dtype or "auto", device)
     request.saving.place(pipe, device)
     recipe = _set_sampler(pipe, request.recipe).replace(
         dtype=str(pipe.unet.dtype).removeprefix("torch."),
@@ -87,12 +89,14 @@ def _with_seeds(recipe: Recipe, index: int) -> Recipe:
     return recipe.replace(seed=(recipe.seed or 0) + index)
 
 
-def _load(path: Path, dtype: str, device: torch.device) -> StableDiffusionPipeline:
+def _load(model: Model, dtype: str, device: torch.device) -> Any:
+    path = model.path
     chosen = dtype_for_size(network_size(path), device) if dtype == "auto" else None
     options = {"torch_dtype": chosen or pick_dtype(dtype, device)}
-    load = StableDiffusionPipeline.from_pretrained
-    if path.is_file():
-        load = StableDiffusionPipeline.from_single_file
+    kind: Any = StableDiffusionPipeline
+    if model.pipeline in (*TEXTLESS, "LDMTextToImagePipeline"):
+        kind = getattr(sfumato, model.pipeline)
+    load = kind.from_single_file if path.is_file() else kind.from_pretrained
     pipe = load(path, **options)
     pipe.latents_dtype = torch.float32  # the same seed draws the same picture in any precision
     return pipe
@@ -103,7 +107,8 @@ def _draw_one(
 ) -> Drawn:
     pipe.set_progress_bar_config(disable=not is_terminal(sys.stderr), desc=label, leave=False)
     start = time.perf_counter()
-    result: Any = draw_recipe(
+    drawing = draw_condition if draws_conditions(pipe) else _draw_text
+    result: Any = drawing(
         pipe,
         recipe,
         num_inference_steps=recipe.steps or 1,
@@ -125,6 +130,11 @@ def _draw_one(
     return Drawn(
         image=image, recipe=recipe.replace(width=image.width, height=image.height), seconds=seconds
     )
+
+
+def _draw_text(pipe: StableDiffusionPipeline, recipe: Recipe, **call: Any) -> Any:
+    refuse_conditions(recipe)
+    return draw_recipe(pipe, recipe, **call)
 
 
 def _resize_from(recipe: Recipe) -> tuple[int, int] | None:

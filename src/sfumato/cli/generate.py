@@ -13,6 +13,7 @@ import typer
 
 from sfumato import __version__
 from sfumato.cli import COMMANDS, console
+from sfumato.cli.conditions import Boxes, ClassLabel, SemanticMap, read_conditions
 from sfumato.cli.saving import AttentionSlicing, LowMemory, Saving, VaeTiling
 from sfumato.errors import InputError
 
@@ -256,6 +257,9 @@ def generate(
     controlnet: ControlNet = None,
     control_image: ControlImage = None,
     control_strength: ControlStrength = None,
+    class_label: ClassLabel = None,
+    semantic_map: SemanticMap = None,
+    boxes: Boxes = None,
     replay: Replay = None,
     device: Device = "auto",
     dtype: DType = None,
@@ -313,6 +317,9 @@ def generate(
                     "control_image": control_image,
                     "control_strength": control_strength,
                 }
+            ),
+            **read_conditions(
+                {"class_label": class_label, "semantic_map": semantic_map, "boxes": boxes}
             ),
         },
         prompts=_prompts(words or [], prompt),

@@ -13,10 +13,13 @@ from sfumato.assets import embedded_model_path
 from sfumato.checkpoints.files import is_regular, shown
 from sfumato.checkpoints.hub import fetch_address
 from sfumato.checkpoints.hub_names import HubOptions, hub_file, hub_name
-from sfumato.checkpoints.model_index import INDEX_NAME
+from sfumato.checkpoints.model_index import INDEX_NAME, read_model_index
 from sfumato.checkpoints.recognise import recognise
 from sfumato.checkpoints.source import open_source, shapes_of
 from sfumato.errors import CheckpointError
+
+#: Pipelines that draw without a text.
+TEXTLESS = ("LatentDiffusionPipeline", "LDMPipeline")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +30,18 @@ class Model:
         path: a folder in diffusers' layout, or a file in the original one.
         name: what a picture's recipe calls it.
         embedded: whether it is the model in the package.
+        pipeline: the class that draws with it, as a folder says; None where nothing says.
     """
 
     path: Path
     name: str
     embedded: bool = False
+    pipeline: str | None = None
+
+    @property
+    def textless(self) -> bool:
+        """Whether it draws without a text."""
+        return self.pipeline in TEXTLESS
 
 
 def find_model(given: str | None) -> Model:
@@ -53,7 +63,8 @@ def find_model(given: str | None) -> Model:
         return Model(path=path, name=path.stem)
     if not is_regular(path / INDEX_NAME):
         raise CheckpointError(f"There is no model at {shown(path)} (no {INDEX_NAME}).")
-    return Model(path=path, name=path.resolve().name)
+    drawn_by = read_model_index(path).class_name
+    return Model(path=path, name=path.resolve().name, pipeline=drawn_by)
 
 
 def _require_checkpoint(path: Path) -> None:

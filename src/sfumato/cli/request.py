@@ -17,6 +17,7 @@ from sfumato.checkpoints.jsonfile import read_json
 from sfumato.checkpoints.metadata import MAX_SEED, Recipe
 from sfumato.checkpoints.model_index import DEFAULTS_NAME
 from sfumato.checkpoints.png import read_recipe
+from sfumato.cli.conditions import check_conditions, condition_of, defaults_of
 from sfumato.cli.models import Model, find_model
 from sfumato.cli.picture_options import check_pictures
 from sfumato.cli.prompting import add_loras, check_syntax, check_tags, lora_files
@@ -98,12 +99,18 @@ def build_request(
     drawn = _recipe_to_replay(replay) if replay is not None else None
     if drawn is not None and not prompts:
         prompts = (drawn.prompt,)
-    if not prompts:
+    if not prompts and condition_of(given) is not None:
+        prompts = ("",)
+    found = find_model(model) if prompts or model is not None else None
+    if not prompts and found is not None and found.textless:
+        prompts = ("",)
+    if not prompts or found is None:
         raise InputError("A prompt is needed.", hint='For example: sfumato "a red apple"')
-    found = find_model(model)
-    layers: dict[str, Any] = {**BUILT_IN, **_model_defaults(found.path)}
+    layers: dict[str, Any] = {**BUILT_IN, **defaults_of(given), **_model_defaults(found.path)}
     if drawn is not None:
         layers |= _to_replay(drawn)
+        if drawn.semantic_map is not None:  # its size is that of the map
+            layers |= {"width": None, "height": None}
     layers |= given
     if not layers.get("variation_strength"):
         layers.pop("variation_seed", None)
@@ -119,6 +126,7 @@ def build_request(
     prompts = add_loras(prompts, loras, files, syntax)
     check_tags(prompts, files, syntax)
     check_pictures(layers)
+    check_conditions(layers)
     recipe = Recipe(**{**layers, "prompt": prompts[0]})
     _check(recipe, count)
     return Request(
