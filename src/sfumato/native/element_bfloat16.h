@@ -20,13 +20,6 @@ static inline float widen(element x) {
     return u.value;
 }
 
-/* To nearest, ties to even. */
-static inline element narrow(float x) {
-    union { float value; uint32_t bits; } u = {.value = x};
-    if (x != x) return (element)(u.bits >> 16 | 64);
-    return (element)((u.bits + 0x7fff + (u.bits >> 16 & 1)) >> 16);
-}
-
 /* Thirty-two channels as two vectors: the even ones and the odd ones, one instruction each. */
 TARGET static inline __attribute__((always_inline)) void
 load_block(const element *x, int count, __m512 *first, __m512 *second) {
@@ -36,9 +29,9 @@ load_block(const element *x, int count, __m512 *first, __m512 *second) {
     *second = _mm512_castsi512_ps(_mm512_and_si512(raw, _mm512_set1_epi32((int)0xffff0000)));
 }
 
-/* Where channel `c` of such a block comes to lie after `store_block`. */
-static inline long place_in_block(long c) {
-    return c / 32 * 32 + (c % 32) / 2 + (c % 2 ? 16 : 0);
+/* The channel that `store_block` puts at some place. */
+static inline long channel_at(long place) {
+    return place / 32 * 32 + place % 16 * 2 + place % 32 / 16;
 }
 
 TARGET static inline __attribute__((always_inline)) void
@@ -56,6 +49,14 @@ load_row(const element *x, __mmask16 mask) {
 TARGET static inline __attribute__((always_inline)) void
 store_row(element *x, __m512 values, __mmask16 mask) {
     _mm256_mask_storeu_epi16(x, mask, (__m256i)_mm512_cvtneps_pbh(values));
+}
+
+/* A word for each of 16 columns, from one vector of columns for each place in the word. */
+TARGET static inline __attribute__((always_inline)) void
+store_words(element *x, const __m512 *numbers) {
+    __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(numbers[0]));
+    __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(numbers[1]));
+    _mm512_store_si512(x, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
 }
 
 #endif

@@ -15,7 +15,6 @@ TARGET static inline __attribute__((always_inline)) __m512 dot(__m512 s, __m512i
 }
 
 static inline float widen(element x) { return x; }
-static inline element narrow(float x) { return x; }
 
 /* Thirty-two channels as two vectors. */
 TARGET static inline __attribute__((always_inline)) void
@@ -25,8 +24,8 @@ load_block(const element *x, int count, __m512 *first, __m512 *second) {
     *second = _mm512_maskz_loadu_ps((__mmask16)(mask >> 16), x + 16);
 }
 
-/* Where channel `c` of such a block comes to lie after `store_block`. */
-static inline long place_in_block(long c) { return c; }
+/* The channel that `store_block` puts at some place. */
+static inline long channel_at(long place) { return place; }
 
 TARGET static inline __attribute__((always_inline)) void
 store_block(element *x, __m512 first, __m512 second) {
@@ -43,6 +42,12 @@ load_row(const element *x, __mmask16 mask) {
 TARGET static inline __attribute__((always_inline)) void
 store_row(element *x, __m512 values, __mmask16 mask) {
     _mm512_mask_storeu_ps(x, mask, values);
+}
+
+/* A word for each of 16 columns, from one vector of columns for each place in the word. */
+TARGET static inline __attribute__((always_inline)) void
+store_words(element *x, const __m512 *numbers) {
+    _mm512_store_ps(x, numbers[0]);
 }
 
 #endif

@@ -15,22 +15,58 @@ struct weights {
 
 static inline long words_of(long elements) { return (elements + PER_WORD - 1) / PER_WORD; }
 
-static void pack_panel(void *context, long index, int worker) {
-    (void)worker;
-    const struct weights *w = context;
-    long rows = w->taps * w->inner, words = words_of(rows), first = index * PANEL;
-    int width = panel_width(w->columns, index), filled = (int)smaller(width, w->columns - first);
-    element *to = w->packed + first * words * PER_WORD;
-    memset(to, 0, (size_t)(words * PER_WORD * width) * sizeof *to);
+static inline const element *tap_start(const struct weights *w, long column, long tap) {
+    return w->start + column * w->column_stride + tap / w->taps_per_row * w->tap_row_stride +
+           tap % w->taps_per_row * w->tap_stride;
+}
+
+/* One number after the other, for any sizes. `to` holds zeros. */
+static void pack_slowly(const struct weights *w, long first, int filled, int width, element *to) {
     for (int n = 0; n < filled; n++)
         for (long tap = 0, k = 0; tap < w->taps; tap++) {
-            const element *from = w->start + (first + n) * w->column_stride +
-                                  tap / w->taps_per_row * w->tap_row_stride +
-                                  tap % w->taps_per_row * w->tap_stride;
+            const element *from = tap_start(w, first + n, tap);
             for (long c = 0; c < w->inner; c++, k++)
                 to[(k / PER_WORD * width + n) * PER_WORD + k % PER_WORD] =
                     from[c * w->channel_stride];
         }
+}
+
+enum { BLOCK = 16 * PER_WORD }; /* channels in 64 bytes */
+
+/* Sixteen words of up to 16 columns, turned over: to[word][column]. */
+static inline void pack_block(const struct weights *w, long column, int count, long tap, long c,
+                              int words, element *to, int width) {
+    uint32_t block[16][16] __attribute__((aligned(64))) = {{0}};
+    for (int n = 0; n < count; n++) {
+        const element *from = tap_start(w, column + n, tap) + c * w->channel_stride;
+        element numbers[BLOCK];
+        if (w->channel_stride == 1)
+            memcpy(numbers, from, (size_t)words * 4);
+        else
+            for (int i = 0; i < words * PER_WORD; i++) numbers[i] = from[i * w->channel_stride];
+        for (int i = 0; i < words; i++) memcpy(&block[i][n], numbers + i * PER_WORD, 4);
+    }
+    for (int i = 0; i < words; i++) memcpy(to + (long)i * width * PER_WORD, block[i], 64);
+}
+
+/* Blocks small enough for the first-level cache, all taps of some channels after each other. */
+static void pack_panel(void *context, long index, int worker) {
+    (void)worker;
+    const struct weights *w = context;
+    long words = words_of(w->taps * w->inner), first = index * PANEL;
+    int width = panel_width(w->columns, index), filled = (int)smaller(width, w->columns - first);
+    element *to = w->packed + first * words * PER_WORD;
+    if (w->inner % PER_WORD) {
+        memset(to, 0, (size_t)(words * PER_WORD * width) * sizeof *to);
+        pack_slowly(w, first, filled, width, to);
+        return;
+    }
+    for (int n = 0; n < width; n += 16)
+        for (long c = 0; c < w->inner; c += BLOCK)
+            for (long tap = 0; tap < w->taps; tap++)
+                pack_block(w, first + n, (int)smaller(16, filled - n), tap, c,
+                           (int)smaller(16, (w->inner - c) / PER_WORD),
+                           to + ((tap * w->inner + c) / PER_WORD * width + n) * PER_WORD, width);
 }
 
 /* Weights (columns, channels, kernel height, kernel width) with any strides, as panels over

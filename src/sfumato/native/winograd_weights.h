@@ -18,28 +18,38 @@ struct winograd_weights {
     int size;
 };
 
+/* The taps of one channel for `count` columns, a vector of columns for each tap. */
+TARGET static inline __attribute__((always_inline)) void
+gather_taps(const struct winograd_weights *w, long column, long count, long channel, __m512 *g) {
+    float taps[9][16] __attribute__((aligned(64)));
+    const element *from = w->start + column * w->strides[0] + channel * w->strides[1];
+    if (count < 16) memset(taps, 0, sizeof taps);
+    for (long n = 0; n < count; n++, from += w->strides[0])
+        for (int t = 0; t < 9; t++)
+            taps[t][n] = widen(from[t / 3 * w->strides[2] + t % 3 * w->strides[3]]);
+    for (int t = 0; t < 9; t++) g[t] = _mm512_load_ps(taps[t]);
+}
+
 TARGET static inline __attribute__((always_inline)) void
 transform_weights(const int size, const struct winograd_weights *w, long panel, long group) {
     const int products = size * size;
     long column = panel * PANEL + 16 * group, count = smaller(16, w->columns - column);
     long width = panel_width(w->columns, panel);
     element *to = w->packed + panel * PANEL * w->length * products + 16 * group * PER_WORD;
-    for (long c = 0; c < w->channels; c++) {
-        float taps[9][16] = {{0}};
-        const element *from = w->start + column * w->strides[0] + c * w->strides[1];
-        for (long n = 0; n < count; n++)
-            for (int t = 0; t < 9; t++)
-                taps[t][n] = widen(from[n * w->strides[0] + t / 3 * w->strides[2] +
-                                        t % 3 * w->strides[3]]);
-        __m512 g[9], u[MOST_SIZE * MOST_SIZE];
-        for (int t = 0; t < 9; t++) g[t] = _mm512_loadu_ps(taps[t]);
-        weight_square(size, g, u);
-        long place = place_in_block(c), word = place / PER_WORD, within = place % PER_WORD;
-        for (int i = 0; i < products; i++) {
-            float numbers[16];
-            _mm512_storeu_ps(numbers, u[i]);
-            element *row = to + i * width * w->length + word * width * PER_WORD + within;
-            for (int n = 0; n < 16; n++) row[n * PER_WORD] = narrow(numbers[n]);
+    for (long word = 0; word < w->length / PER_WORD; word++) {
+        __m512 u[PER_WORD][MOST_SIZE * MOST_SIZE];
+#pragma GCC unroll 2
+        for (int i = 0; i < PER_WORD; i++) {
+            long channel = channel_at(word * PER_WORD + i);
+            __m512 g[9];
+            gather_taps(w, column, channel < w->channels ? count : 0, channel, g);
+            weight_square(size, g, u[i]);
+        }
+        element *row = to + word * width * PER_WORD;
+#pragma GCC unroll 36
+        for (int i = 0; i < products; i++, row += width * w->length) {
+            __m512 both[2] = {u[0][i], u[PER_WORD - 1][i]};
+            store_words(row, both);
         }
     }
 }
@@ -47,10 +57,7 @@ transform_weights(const int size, const struct winograd_weights *w, long panel, 
 TARGET static void winograd_weights_task(void *context, long index, int worker) {
     (void)worker;
     const struct winograd_weights *w = context;
-    long width = panel_width(w->columns, index), products = w->size * w->size;
-    memset(w->packed + index * PANEL * w->length * products, 0,
-           (size_t)(products * width * w->length) * sizeof(element));
-    for (long group = 0; 16 * group < width; group++) {
+    for (long group = 0; 16 * group < panel_width(w->columns, index); group++) {
         if (w->size == 4)
             transform_weights(4, w, index, group);
         else
