@@ -46,6 +46,8 @@ TORCH_FREE = (
     "sfumato.schedulers.k_diffusion",
     "sfumato.runtime.environment",
     "sfumato.text.prompt",
+    "sfumato.text.contexts",
+    "sfumato.text.tokenizer",
     "sfumato.checkpoints.metadata",
     "sfumato.checkpoints.png",
     "sfumato.cli",

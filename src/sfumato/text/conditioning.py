@@ -8,23 +8,24 @@ name does in diffusers' ``StableDiffusionPipeline``, in the same order, and take
 from __future__ import annotations
 
 import logging
-import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sfumato.errors import InputError, TokenizerError
+from sfumato.text.prompt_inputs import (
+    InputTypeError as InputTypeError,
+)
+from sfumato.text.prompt_inputs import checked_prompt, negative_texts, shown
 from sfumato.text.remembered import remembered
+from sfumato.text.written_out import maybe_convert_prompt as maybe_convert_prompt
 
 logger = logging.getLogger(__name__)
 
 #: No more than this is logged of a text that was cut off.
 _LOGGED_CHARACTERS = 2000
-
-
-class InputTypeError(InputError, TypeError):
-    """An argument of the wrong type, where diffusers raises a ``TypeError``."""
 
 
 def encode_prompt(
@@ -72,7 +73,7 @@ def encode_prompt(
     _check_count(num_images_per_prompt)
     encoder = TextEncoding(tokenizer, text_encoder, device)
     if prompt_embeds is None:
-        positive = encoder(_checked_prompt(prompt), clip_skip=clip_skip, warn=True)
+        positive = encoder(checked_prompt(prompt), clip_skip=clip_skip, warn=True)
     else:
         positive = _checked_embeds("prompt_embeds", prompt_embeds)
     if dtype is None:
@@ -96,40 +97,6 @@ def encode_prompt(
         )
     negative = negative.to(device=device, dtype=dtype)
     return _repeat(positive, num_images_per_prompt), _repeat(negative, num_images_per_prompt)
-
-
-def maybe_convert_prompt(prompt: str | list[str], tokenizer: Any) -> Any:
-    """Write out textual-inversion tokens that stand for several vectors.
-
-    Of a token ``<cat>`` with three vectors the tokenizer knows ``<cat>``, ``<cat>_1`` and
-    ``<cat>_2``; the word ``<cat>`` in a prompt becomes all three. Other text stays as it is.
-
-    Returns:
-        A text for a text, a list for a list.
-    """
-    added = getattr(tokenizer, "added_tokens_encoder", {})
-    several = {token for token in added if f"{token}_1" in added}
-    if not several:
-        return prompt
-    if isinstance(prompt, list):
-        return [_write_out(text, tokenizer, several) for text in prompt]
-    return _write_out(prompt, tokenizer, several)
-
-
-def _write_out(prompt: str, tokenizer: Any, several: set[str]) -> str:
-    for token in dict.fromkeys(tokenizer.tokenize(prompt)):
-        if token not in several:
-            continue
-        words, index = [token], 1
-        while f"{token}_{index}" in tokenizer.added_tokens_encoder:
-            words.append(f"{token}_{index}")
-            index += 1
-        phrase = " ".join(words)
-        if token in prompt:
-            prompt = prompt.replace(token, phrase)
-        else:  # our tokenizer finds added tokens in any case
-            prompt = re.sub(re.escape(token), lambda _, p=phrase: p, prompt, flags=re.IGNORECASE)
-    return prompt
 
 
 class TextEncoding:
@@ -224,6 +191,11 @@ class TextEncoding:
         seen = mask.to(self.device) if masked else None
         return self.text_encoder(ids.to(self.device), attention_mask=seen, **options)
 
+    def row(self, ids: Sequence[int], used: int, clip_skip: int | None) -> Tensor:
+        """Hidden states ``(length, width)`` of one chunk, of which ``used`` tokens are words."""
+        mask = torch.tensor([[1] * used + [0] * (len(ids) - used)])
+        return self.embed(torch.tensor([ids]), mask, clip_skip)[0]
+
     def most_tokens(self) -> int:
         """What the tokenizer and the positions of the text encoder allow.
 
@@ -260,52 +232,12 @@ class TextEncoding:
         )
 
 
-def _checked_prompt(prompt: Any, name: str = "prompt") -> str | list[str]:
-    if prompt is None:
-        raise InputError(
-            "Provide either `prompt` or `prompt_embeds`. Cannot leave both `prompt` and "
-            "`prompt_embeds` undefined."
-        )
-    if not isinstance(prompt, str | list):
-        raise InputError(f"`{name}` has to be of type `str` or `list` but is {type(prompt)}.")
-    if isinstance(prompt, list):
-        if not prompt:
-            raise InputError(f"`{name}` is an empty list; it has to hold at least one text.")
-        for text in prompt:
-            if not isinstance(text, str):
-                raise InputError(f"`{name}` has to be a list of `str` but holds a {type(text)}.")
-    return prompt
-
-
-def negative_texts(
-    negative_prompt: str | list[str] | None, prompt: str | list[str] | None, batch_size: int
-) -> list[str]:
-    """One negative text per prompt, or a single one for a batch of given embeddings."""
-    if negative_prompt is None:
-        return [""] * batch_size
-    negative_prompt = _checked_prompt(negative_prompt, "negative_prompt")
-    if prompt is not None and isinstance(prompt, str) != isinstance(negative_prompt, str):
-        raise InputTypeError(
-            f"`negative_prompt` should be the same type to `prompt`, but got "
-            f"{type(negative_prompt)} != {type(prompt)}."
-        )
-    if isinstance(negative_prompt, str):
-        return [negative_prompt]
-    if len(negative_prompt) != batch_size:
-        raise InputError(
-            f"`negative_prompt`: {_shown(negative_prompt)} has batch size {len(negative_prompt)}, "
-            f"but `prompt`: {_shown(prompt)} has batch size {batch_size}. Please make sure that "
-            "passed `negative_prompt` matches the batch size of `prompt`."
-        )
-    return negative_prompt
-
-
 def _checked_embeds(name: str, embeds: Any) -> Tensor:
     if not isinstance(embeds, Tensor) or embeds.ndim != 3 or not embeds.is_floating_point():
         found = f"{embeds.dtype} {tuple(embeds.shape)}" if isinstance(embeds, Tensor) else embeds
         raise InputError(
             f"`{name}` has to be a floating-point tensor of shape (batch, length, width) but is "
-            f"{_shown(found)}."
+            f"{shown(found)}."
         )
     if 0 in embeds.shape:
         raise InputError(f"`{name}` is empty: its shape is {tuple(embeds.shape)}.")
@@ -324,8 +256,3 @@ def _check_count(number: Any) -> None:
 def _repeat(embeds: Tensor, times: int) -> Tensor:
     """Each row ``times`` times in a row: a, a, b, b, ..."""
     return embeds.repeat_interleave(times, dim=0) if times > 1 else embeds.contiguous()
-
-
-def _shown(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 200 else text[:200] + "..."

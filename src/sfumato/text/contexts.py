@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from sfumato.errors import InputError
-from sfumato.text.conditioning import TextEncoding
-from sfumato.text.long_prompts import LongPromptEncoder, PromptSyntax
+from sfumato.text.array_kinds import namespace
+from sfumato.text.long_prompts import Encoding, LongPromptEncoder, PromptSyntax
 from sfumato.text.prompt.attention import Phrase
 from sfumato.text.prompt.composition import split_parts
 from sfumato.text.prompt.schedule import Script, parse_script
@@ -34,10 +32,10 @@ class ContextScript:
         choice: for every step, which of the contexts.
     """
 
-    contexts: Sequence[Tensor]
+    contexts: Sequence[Any]
     choice: Sequence[int]
 
-    def spread(self, rows: int) -> Callable[[int], Tensor]:
+    def spread(self, rows: int) -> Callable[[int], Any]:
         """The context by row, for samplers that call the network ``rows`` times in these steps."""
         steps = len(self.choice)
         return lambda row: self.contexts[self.choice[min(row * steps // rows, steps - 1)]]
@@ -57,7 +55,7 @@ class Conditioning:
     negative: ContextScript | None
     weights: tuple[tuple[float, ...], ...] | None
 
-    def join(self, join: Callable[[Tensor, Tensor], Tensor]) -> ContextScript:
+    def join(self, join: Callable[[Any, Any], Any]) -> ContextScript:
         """Both halves in one, put together by ``join(positive, negative)``."""
         if self.negative is None:
             return self.positive
@@ -72,7 +70,7 @@ def condition(
     negatives: Sequence[str] | None,
     *,
     syntax: PromptSyntax,
-    encoding: TextEncoding,
+    encoding: Encoding,
     steps: int,
     images: int = 1,
     clip_skip: int | None = None,
@@ -131,19 +129,19 @@ def condition(
 class _Text:
     """One text of one prompt: embeddings of its forms, the form at each step, what fills it up."""
 
-    forms: list[list[Tensor]]
+    forms: list[list[Any]]
     choice: list[int]
-    filling: Tensor | None = None
+    filling: Any = None
 
     @property
     def chunks(self) -> int:
         return max(len(form) for form in self.forms)
 
-    def embedding(self, form: int, length: int) -> Tensor:
+    def embedding(self, form: int, length: int) -> Any:
         """``(length * tokens of a chunk, width)``."""
         own = self.forms[form]
         assert self.filling is not None
-        return torch.cat([*own, *[self.filling] * (length - len(own))])
+        return _joined([*own, *[self.filling] * (length - len(own))])
 
 
 def _encoded(text: str, encoder: LongPromptEncoder, scripted: bool, steps: int) -> _Text:
@@ -160,7 +158,7 @@ def _block(texts: Sequence[_Text], length: int, images: int) -> ContextScript:
     """One text of each prompt, for all pictures."""
     return _merged(
         [text.choice for text in texts],
-        lambda forms: torch.stack(
+        lambda forms: _stacked(
             [
                 text.embedding(form, length)
                 for text, form in zip(texts, forms, strict=True)
@@ -174,16 +172,24 @@ def _stack(blocks: Sequence[ContextScript]) -> ContextScript:
     """The blocks of all parts, one after another."""
     return _merged(
         [block.choice for block in blocks],
-        lambda chosen: torch.cat(
+        lambda chosen: _joined(
             [block.contexts[index] for block, index in zip(blocks, chosen, strict=True)]
         ),
     )
 
 
 def _merged(
-    choices: Sequence[Sequence[int]], build: Callable[[tuple[int, ...]], Tensor]
+    choices: Sequence[Sequence[int]], build: Callable[[tuple[int, ...]], Any]
 ) -> ContextScript:
     """One script of several: a context for every combination that occurs."""
     places: dict[tuple[int, ...], int] = {}
     choice = [places.setdefault(combined, len(places)) for combined in zip(*choices, strict=True)]
     return ContextScript([build(combined) for combined in places], choice)
+
+
+def _joined(arrays: Sequence[Any]) -> Any:
+    return namespace(arrays[0]).concatenate(arrays)
+
+
+def _stacked(arrays: Sequence[Any]) -> Any:
+    return namespace(arrays[0]).stack(arrays)

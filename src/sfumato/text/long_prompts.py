@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import Any, Protocol
 
 from sfumato.errors import InputError, did_you_mean
-from sfumato.text.conditioning import TextEncoding, maybe_convert_prompt
+from sfumato.text.array_kinds import numbers
 from sfumato.text.prompt import A1111, A1111_NO_NORM, COMFYUI, LITERAL, SYNTAX_NAMES, TAGGED
 from sfumato.text.prompt.attention import Phrase, parse_attention
 from sfumato.text.prompt.chunks import Chunk, Vocabulary, a1111_chunks, comfyui_chunks, finished
 from sfumato.text.prompt.comfyui import parse_comfyui
 from sfumato.text.weighting import Weighting, from_empty, multiplying, restoring_mean
+from sfumato.text.written_out import maybe_convert_prompt
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +76,27 @@ def find_syntax(name: str | None) -> PromptSyntax | None:
     return SYNTAXES[name]
 
 
+class Encoding(Protocol):
+    """Tokenizer and text encoder of any backend, as one call uses them.
+
+    `sfumato.text.conditioning.TextEncoding` is that of torch.
+    """
+
+    tokenizer: Any
+
+    def check_parts(self) -> None:
+        """Raise `InputError` when there is no tokenizer or no text encoder."""
+        ...
+
+    def most_tokens(self) -> int:
+        """What the tokenizer and the positions of the text encoder allow."""
+        ...
+
+    def row(self, ids: Sequence[int], used: int, clip_skip: int | None) -> Any:
+        """Hidden states ``(length, width)`` of one chunk, of which ``used`` tokens are words."""
+        ...
+
+
 class LongPromptEncoder:
     """Embeds texts of one syntax; each chunk by itself and once only.
 
@@ -89,19 +109,19 @@ class LongPromptEncoder:
     """
 
     def __init__(
-        self, encoding: TextEncoding, syntax: PromptSyntax, clip_skip: int | None = None
+        self, encoding: Encoding, syntax: PromptSyntax, clip_skip: int | None = None
     ) -> None:
         self.encoding = encoding
         self.syntax = syntax
         self.clip_skip = clip_skip
         self.vocabulary = vocabulary_of(encoding)
-        self._hidden: dict[tuple[int, ...], Tensor] = {}
+        self._hidden: dict[tuple[int, ...], Any] = {}
 
     def anew(self) -> LongPromptEncoder:
         """The same, for a text encoder whose adapters have changed."""
         return LongPromptEncoder(self.encoding, self.syntax, self.clip_skip)
 
-    def __call__(self, text: str) -> list[Tensor]:
+    def __call__(self, text: str) -> list[Any]:
         """The embeddings of a text's chunks, each ``(length, width)``; at least one."""
         chunks = self.syntax.chunks(self.syntax.phrases(text), self.vocabulary)
         if len(chunks) > MAX_CHUNKS:
@@ -112,24 +132,22 @@ class LongPromptEncoder:
             )
         return [self._weighted(chunk) for chunk in chunks[:MAX_CHUNKS]]
 
-    def empty(self) -> Tensor:
+    def empty(self) -> Any:
         """The embedding of a chunk without words."""
         return self._of(finished([], self.vocabulary).ids)
 
-    def _weighted(self, chunk: Chunk) -> Tensor:
+    def _weighted(self, chunk: Chunk) -> Any:
         hidden = self._of(chunk.ids)
-        weights = torch.tensor(chunk.weights, dtype=torch.float32, device=hidden.device)
-        return self.syntax.weighting(hidden, weights, self.empty)
+        return self.syntax.weighting(hidden, numbers(chunk.weights, hidden), self.empty)
 
-    def _of(self, ids: tuple[int, ...]) -> Tensor:
+    def _of(self, ids: tuple[int, ...]) -> Any:
         if ids not in self._hidden:
             used = ids.index(self.vocabulary.end, 1) + 1
-            mask = torch.tensor([[1] * used + [0] * (len(ids) - used)])
-            self._hidden[ids] = self.encoding.embed(torch.tensor([ids]), mask, self.clip_skip)[0]
+            self._hidden[ids] = self.encoding.row(ids, used, self.clip_skip)
         return self._hidden[ids]
 
 
-def vocabulary_of(encoding: TextEncoding) -> Vocabulary:
+def vocabulary_of(encoding: Encoding) -> Vocabulary:
     """What the chunks have to know of a tokenizer, ours or transformers'."""
     tokenizer = encoding.tokenizer
     added: dict[str, int] = dict(getattr(tokenizer, "added_tokens_encoder", {}))
