@@ -8,18 +8,14 @@
 #include "cpu.h"
 
 #if SFUMATO_X86
-#include <math.h>
-
 #include "element_int8.h"
 
 #include "gemm.h"
 #include "scratch.h"
+#include "steps_int8.h"
 #include "threads.h"
 
 enum { SOME_ROWS = 48, TASK_ROWS = 192, PIECE = 16384 };
-
-/* A row's numbers are scale * q + low; zero is q = zero where that matters. */
-struct range { float scale, low; uint8_t zero; };
 
 struct layer {
     const void *from;
@@ -31,72 +27,11 @@ struct layer {
     long height, width, channels, out_height, out_width, kernel_width, stride, pad_y, pad_x, taps;
     long batch, pieces;
     struct range *ranges; /* of each picture */
+    uint8_t *zeros;       /* the integers that stand for zero there */
     float *extremes;      /* smallest and largest number of each piece of each picture */
     element *quantised, *gathered;
     float *sums;
 };
-
-TARGET static inline __attribute__((always_inline)) __m512
-load_some(const void *x, long at, __mmask16 mask, int bfloat16) {
-    if (!bfloat16) return _mm512_maskz_loadu_ps(mask, (const float *)x + at);
-    __m256i raw = _mm256_maskz_loadu_epi16(mask, (const uint16_t *)x + at);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
-}
-
-static inline __mmask16 some(long left) {
-    return left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1);
-}
-
-TARGET static inline __attribute__((always_inline)) void
-find_extremes_of(const void *x, long start, long count, int bfloat16, float *low, float *high) {
-    __m512 least[2], most[2];
-    for (int i = 0; i < 2; i++) least[i] = _mm512_set1_ps(INFINITY);
-    for (int i = 0; i < 2; i++) most[i] = _mm512_set1_ps(-INFINITY);
-    long k = 0;
-    for (; k + 32 <= count; k += 32)
-        for (int i = 0; i < 2; i++) {
-            __m512 v = load_some(x, start + k + 16 * i, 0xffff, bfloat16);
-            least[i] = _mm512_min_ps(least[i], v);
-            most[i] = _mm512_max_ps(most[i], v);
-        }
-    for (; k < count; k += 16) {
-        __mmask16 mask = some(count - k);
-        __m512 v = load_some(x, start + k, mask, bfloat16);
-        least[0] = _mm512_mask_min_ps(least[0], mask, least[0], v);
-        most[0] = _mm512_mask_max_ps(most[0], mask, most[0], v);
-    }
-    *low = _mm512_reduce_min_ps(_mm512_min_ps(least[0], least[1]));
-    *high = _mm512_reduce_max_ps(_mm512_max_ps(most[0], most[1]));
-}
-
-TARGET static void find_extremes(const void *x, long start, long count, int bfloat16, float *low,
-                                 float *high) {
-    if (bfloat16)
-        find_extremes_of(x, start, count, 1, low, high);
-    else
-        find_extremes_of(x, start, count, 0, low, high);
-}
-
-TARGET static inline __attribute__((always_inline)) void
-quantise_of(const void *x, long start, long count, int bfloat16, float inverse, float shift,
-            element *to) {
-    __m512 factor = _mm512_set1_ps(inverse), add = _mm512_set1_ps(shift);
-    for (long k = 0; k < count; k += 16) {
-        __mmask16 mask = some(count - k);
-        __m512 v = load_some(x, start + k, mask, bfloat16);
-        __m512i q = _mm512_cvtps_epi32(_mm512_fmadd_ps(v, factor, add));
-        q = _mm512_max_epi32(q, _mm512_setzero_si512());
-        _mm_mask_storeu_epi8(to + k, mask, _mm512_cvtusepi32_epi8(q));
-    }
-}
-
-TARGET static void quantise(const void *x, long start, long count, int bfloat16, float inverse,
-                            float shift, element *to) {
-    if (bfloat16)
-        quantise_of(x, start, count, 1, inverse, shift, to);
-    else
-        quantise_of(x, start, count, 0, inverse, shift, to);
-}
 
 /* Rows of a linear layer from their place to 8 bits. */
 static void quantise_rows(const struct layer *l, long first, long rows, element *to,
@@ -106,10 +41,10 @@ static void quantise_rows(const struct layer *l, long first, long rows, element 
         long start = (first + r) * l->length;
         float low, high;
         find_extremes(l->from, start, l->length, l->bfloat16, &low, &high);
-        float scale = (high - low) / 255, inverse = scale > 0 ? 1 / scale : 0;
+        float scale = (high - low) / 255, inverse = inverse_of(scale);
         quantise(l->from, start, l->length, l->bfloat16, inverse, -low * inverse, to);
         for (long k = l->length; k < stride; k++) to[k] = 0;
-        ranges[r] = (struct range){scale, low, 0};
+        ranges[r] = (struct range){scale, low};
     }
 }
 
@@ -129,7 +64,7 @@ static void gather_rows(const struct layer *l, long first, long rows, element *t
             if (in_y >= 0 && in_y < l->height && in_x >= 0 && in_x < l->width)
                 memcpy(at, picture + (in_y * l->width + in_x) * l->channels, channels);
             else
-                memset(at, ranges[r].zero, channels);
+                memset(at, l->zeros[pixel / area], channels);
         }
         memset(at, 0, (size_t)(to + stride - at));
     }
@@ -138,24 +73,14 @@ static void gather_rows(const struct layer *l, long first, long rows, element *t
 TARGET static void finish(const struct layer *l, const float *sums, const struct range *ranges,
                           long first, long rows, long column) {
     for (long r = 0; r < rows; r++, sums += PANEL) {
-        long start = (first + r) * l->columns + column;
-        __m512 scale = _mm512_set1_ps(ranges[r].scale), low = _mm512_set1_ps(ranges[r].low);
-        for (int j = 0; j < 4 && column + 16 * j < l->columns; j++) {
-            __mmask16 mask = some(l->columns - column - 16 * j);
-            long n = column + 16 * j;
-            __m512 y = _mm512_cvtepi32_ps(_mm512_load_si512(sums + 16 * j));
-            __m512 factor = _mm512_mul_ps(scale, _mm512_maskz_loadu_ps(mask, l->scales + n));
+        long start = (first + r) * l->columns;
+        for (long n = column; n < smaller(column + PANEL, l->columns); n += 16) {
+            __mmask16 mask = some(l->columns - n);
             __m512 add = l->bias ? _mm512_maskz_loadu_ps(mask, l->bias + n) : _mm512_setzero_ps();
-            add = _mm512_fmadd_ps(low, _mm512_maskz_loadu_ps(mask, l->offsets + n), add);
-            y = _mm512_fmadd_ps(y, factor, add);
-            if (l->bfloat16) { /* to nearest, ties to even */
-                __m512i bits = _mm512_castps_si512(y);
-                __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-                bits = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-                _mm256_mask_storeu_epi16((uint16_t *)l->to + start + 16 * j, mask,
-                                         _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)));
-            } else
-                _mm512_mask_storeu_ps((float *)l->to + start + 16 * j, mask, y);
+            __m512 y = restored(sums + n - column, ranges[r],
+                                _mm512_maskz_loadu_ps(mask, l->scales + n),
+                                _mm512_maskz_loadu_ps(mask, l->offsets + n), add);
+            store_some(l->to, start + n, mask, l->bfloat16, y);
         }
     }
 }
@@ -196,7 +121,7 @@ static void picture_task(void *context, long task, int worker) {
     struct range range = l->ranges[picture];
     (void)worker;
     quantise(l->from, at, smaller(PIECE, numbers - start), l->bfloat16,
-             range.scale > 0 ? 1 / range.scale : 0, range.zero, l->quantised + at);
+             inverse_of(range.scale), l->zeros[picture], l->quantised + at);
 }
 
 /* Pictures to 8 bits; zero, which lies beyond their borders, has to be one of the values. */
@@ -209,7 +134,8 @@ static void quantise_pictures(struct layer *l, int threads) {
             high = fmaxf(high, l->extremes[2 * i + 1]);
         }
         float scale = (high - low) / 255, zero = scale > 0 ? nearbyintf(-low / scale) : 0;
-        l->ranges[b] = (struct range){scale, -zero * scale, (uint8_t)zero};
+        l->ranges[b] = (struct range){scale, -zero * scale};
+        l->zeros[b] = (uint8_t)zero;
     }
     run_tasks(threads, l->batch * l->pieces, picture_task, l);
 }
@@ -225,9 +151,9 @@ static int run_layer(struct layer *l, int threads) {
     long parts[] = {threads * SOME_ROWS * PANEL * (long)sizeof(float),
                     threads * TASK_ROWS * l->words * PER_WORD, l->taps ? numbers : 0,
                     l->batch * l->pieces * 2 * (long)sizeof(float),
-                    l->batch * (long)sizeof(struct range)};
-    long bytes = 0, starts[5];
-    for (int i = 0; i < 5; i++) starts[i] = bytes, bytes += round_up(parts[i], 64);
+                    l->batch * (long)sizeof(struct range), l->batch};
+    long bytes = 0, starts[6];
+    for (int i = 0; i < 6; i++) starts[i] = bytes, bytes += round_up(parts[i], 64);
     char *scratch = take_scratch((size_t)bytes);
     if (!scratch) return -1;
     l->sums = (float *)(scratch + starts[0]);
@@ -235,6 +161,7 @@ static int run_layer(struct layer *l, int threads) {
     l->quantised = (element *)(scratch + starts[2]);
     l->extremes = (float *)(scratch + starts[3]);
     l->ranges = (struct range *)(scratch + starts[4]);
+    l->zeros = (uint8_t *)(scratch + starts[5]);
     if (l->taps) quantise_pictures(l, threads);
     run_tasks(threads, l->row_tasks * l->panel_tasks, layer_task, l);
     return_scratch(scratch, (size_t)bytes);

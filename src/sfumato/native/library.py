@@ -26,6 +26,7 @@ _ARGUMENTS: dict[str, tuple[type, ...]] = {
         c_void_p, c_void_p, c_int, *[c_void_p] * 4, c_long, c_long, c_long, c_int,
     ),
     # from, to, bfloat16, packed, scales, offsets, bias, sizes, threads
+    "sfumato_winograd_int8": (c_void_p, c_void_p, c_int, *[c_void_p] * 4, _SIZES, c_int),
     "sfumato_convolve_int8": (c_void_p, c_void_p, c_int, *[c_void_p] * 4, _SIZES, c_int),
     # from, to, bfloat16, type of blocks, number of blocks, threads
     "sfumato_expand_blocks": (c_void_p, c_void_p, c_int, c_int, c_long, c_int),
@@ -48,8 +49,9 @@ _TYPED_ARGUMENTS: dict[str, tuple[type, ...]] = {
     ),
 }
 _RESULTS = {"sfumato_features": c_int, "sfumato_ceiling": c_float,
-            "sfumato_linear_int8": c_int, "sfumato_convolve_int8": c_int}  # fmt: skip
-_TYPED_RESULTS = dict.fromkeys(
+            "sfumato_linear_int8": c_int, "sfumato_convolve_int8": c_int,
+    "sfumato_winograd_int8": c_int}  # fmt: skip
+_TYPED_RESULTS: dict[str, type] = dict.fromkeys(
     ("sfumato_linear", "sfumato_convolve", "sfumato_winograd", "sfumato_attention"), c_int
 )
 TYPES = ("bfloat16", "float32")

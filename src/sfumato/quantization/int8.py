@@ -116,8 +116,8 @@ class Int8Tensor(QuantizedTensor):
     def convolve(
         self, x: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
     ) -> Tensor:
-        step, edge = _one(stride), _pair(padding)
-        if _one(dilation) != 1 or groups != 1 or step is None or edge is None:
+        step, edge = one_number(stride), pair_of_numbers(padding)
+        if one_number(dilation) != 1 or groups != 1 or step is None or edge is None:
             return super().convolve(x, bias, stride, padding, dilation, groups)
         if self.shape[2:] == (1, 1) and step == 1 and edge == (0, 0):
             return self.linear(x.movedim(1, -1), bias).movedim(-1, 1)
@@ -127,14 +127,15 @@ class Int8Tensor(QuantizedTensor):
         return F.conv2d(rounded_pictures(x), self.plain(x.dtype), bias, step, edge)
 
 
-def _one(value: Any) -> int | None:
+def one_number(value: Any) -> int | None:
     """The number that stands for both axes; None where they differ."""
     if isinstance(value, int):
         return value
     return value[0] if len(set(value)) == 1 else None
 
 
-def _pair(value: Any) -> tuple[int, int] | None:
+def pair_of_numbers(value: Any) -> tuple[int, int] | None:
+    """Two numbers from a convolution's padding; None for padding in words."""
     if isinstance(value, str):
         return None
     return (value, value) if isinstance(value, int) else tuple(value)

@@ -73,6 +73,29 @@ def convolve(
     return _finished(out, failed).movedim(-1, 1)
 
 
+def winograd(
+    x: Tensor,
+    packed: Tensor,
+    scales: Tensor,
+    offsets: Tensor,
+    bias: Tensor | None,
+    outputs: int,
+    padding: tuple[int, int],
+) -> Tensor:
+    """A 3x3 convolution with stride 1; see `WinogradTensor` for the weight."""
+    rows = x.detach().movedim(1, -1).contiguous()
+    batch, height, width, channels = rows.shape
+    sizes = (c_long * 7)(batch, height, width, channels, outputs, *padding)
+    out = rows.new_empty(batch, height + 2 * padding[0] - 2, width + 2 * padding[1] - 2, outputs)
+    bias = None if bias is None else bias.detach().float().contiguous()
+    failed = _library().sfumato_winograd_int8(
+        rows.data_ptr(), out.data_ptr(), _TYPES[x.dtype], packed.data_ptr(), scales.data_ptr(),
+        offsets.data_ptr(), None if bias is None else bias.data_ptr(), sizes,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return _finished(out, failed).movedim(-1, 1)
+
+
 def _library() -> Any:
     found = library()
     assert found is not None  # else `available` is False

@@ -3,13 +3,16 @@
     quantize(unet, "int8")
 
 Layers that are few, small, or whose error reaches the picture undamped keep their precision: the
-first and the last convolution of a network and everything that makes embeddings of times.
+first and the last convolution of a network, everything that makes embeddings of times, and the
+1x1 convolutions beside the blocks, which take the stream of all blocks before them as it is: with
+them in 8 bits the pictures of the embedded model were 7 dB further from the exact ones.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,19 +21,25 @@ from sfumato.errors import CheckpointError, InputError, did_you_mean
 from sfumato.quantization.blocks import BlockTensor
 from sfumato.quantization.int8 import Int8Tensor
 from sfumato.quantization.tensor import QuantizedTensor
+from sfumato.quantization.winograd import WinogradTensor
 from sfumato.runtime.pages import give_back
 
 #: Ways to quantise, by name.
-KINDS: dict[str, Callable[[Tensor, torch.dtype], QuantizedTensor]] = {
-    "int8": Int8Tensor.quantise,
-    "int8-weights": lambda weight, dtype: BlockTensor.quantise(weight, dtype, "Q8_0"),
-    "int4": lambda weight, dtype: BlockTensor.quantise(weight, dtype, "Q4_1"),
+KINDS: dict[str, Callable[[nn.Module, Tensor, torch.dtype], QuantizedTensor]] = {
+    "int8": lambda layer, weight, dtype: _integers(layer).quantise(weight, dtype),
+    "int8-weights": lambda _, weight, dtype: BlockTensor.quantise(weight, dtype, "Q8_0"),
+    "int4": lambda _, weight, dtype: BlockTensor.quantise(weight, dtype, "Q4_1"),
 }
+
+#: Convolutions of more outputs stay as they are: transformed for Winograd's method they would take
+#: 16 bytes in place of 9, and such layers work on small maps, where there is less time to gain.
+MOST_TRANSFORMED = 640
 
 #: Layers that are left alone, by path.
 KEPT = (
     r"conv_in",
     r"conv_out",
+    r"(.+\.)?conv_shortcut",
     r"time_embedding\..*",
     r"(.+\.)?time_emb_proj",
     r"add_embedding\..*",
@@ -90,16 +99,27 @@ def quantize(
                 hint="Move it there with `.to('cpu')` first.",
             )
         if id(weight) not in done:
-            done[id(weight)] = _quantised(path, weight, kind, dtype)
+            done[id(weight)] = _quantised(path, layer, kind, dtype)
             count += 1
             give_back([weight])
         layer.weight = done[id(weight)]
     return count
 
 
-def _quantised(path: str, weight: Tensor, kind: str, dtype: torch.dtype | None) -> nn.Parameter:
+def _integers(layer: nn.Module) -> type[Int8Tensor] | type[WinogradTensor]:
+    """How a layer's weight is kept in 8 bits."""
+    transformed = (
+        isinstance(layer, nn.Conv2d)
+        and layer.kernel_size == (3, 3)
+        and layer.stride == layer.dilation == (1, 1)
+        and layer.out_channels <= MOST_TRANSFORMED
+    )
+    return WinogradTensor if transformed else Int8Tensor
+
+
+def _quantised(path: str, layer: Any, kind: str, dtype: torch.dtype | None) -> nn.Parameter:
     try:
-        made = KINDS[kind](weight, dtype or weight.dtype)
+        made = KINDS[kind](layer, layer.weight, dtype or layer.weight.dtype)
     except CheckpointError:
         raise CheckpointError(
             f"The weight of the layer {path!r} holds NaN or infinity.",
@@ -124,7 +144,7 @@ def _suits(layer: nn.Module) -> bool:
 def quantization_of(network: nn.Module) -> str | None:
     """How a network is quantised; None where it is not."""
     for parameter in network.parameters():
-        if isinstance(parameter, Int8Tensor):
+        if isinstance(parameter, Int8Tensor | WinogradTensor):
             return "int8"
         if isinstance(parameter, BlockTensor):
             return {"Q8_0": "int8-weights", "Q4_1": "int4"}.get(parameter.kind, parameter.kind)

@@ -104,11 +104,12 @@ class QuantizedTensor(Tensor):
             dtype, device = kwargs.get("dtype"), kwargs.get("device")
             if dtype is None or dtype.is_floating_point:
                 return _moved(args[0], dtype, device, copied=func is _aten.clone.default)
-        args, kwargs = tree_map(_plain, (tuple(args), dict(kwargs)))
+        args, kwargs = tree_map(plain, (tuple(args), dict(kwargs)))
         return func(*args, **kwargs)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A quantised tensor's numbers; anything else as it is."""
     return value.plain() if isinstance(value, QuantizedTensor) else value
 
 
@@ -127,7 +128,7 @@ def _learning(x: Tensor) -> bool:
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if not isinstance(weight, QuantizedTensor) or isinstance(input, QuantizedTensor):
-        return F.linear(_plain(input), _plain(weight), _plain(bias))
+        return F.linear(plain(input), plain(weight), plain(bias))
     if _learning(input):
         return F.linear(input, weight.plain(input.dtype), bias)
     return weight.linear(input, bias)
@@ -143,8 +144,8 @@ def _conv2d(
     groups: int = 1,
 ) -> Tensor:
     if not isinstance(weight, QuantizedTensor) or isinstance(input, QuantizedTensor):
-        plain = _plain(input), _plain(weight), _plain(bias)
-        return F.conv2d(*plain, stride, padding, dilation, groups)
+        numbers = plain(input), plain(weight), plain(bias)
+        return F.conv2d(*numbers, stride, padding, dilation, groups)
     if _learning(input):
         return F.conv2d(input, weight.plain(input.dtype), bias, stride, padding, dilation, groups)
     return weight.convolve(input, bias, stride, padding, dilation, groups)

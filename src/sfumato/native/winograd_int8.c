@@ -1,0 +1,176 @@
+/* 3x3 convolutions with stride 1 in 8 bits by Winograd's method with tiles of 2 x 2 outputs: see
+ * winograd.h for the method. Each row of the products' left sides, all channels of one tile at one
+ * of sixteen places, becomes 8-bit integers with a scale and a low of its own; weights have a scale
+ * for each place and output. So a product knows finer ranges than a direct convolution's whole
+ * picture, and the result is no less exact.
+ */
+#include "cpu.h"
+
+#if SFUMATO_X86
+#include "element_int8.h"
+
+#include "gemm.h"
+#include "scratch.h"
+#include "steps_int8.h"
+#include "threads.h"
+#include "winograd_steps.h"
+
+enum { SIZE = 4, OUTPUTS = 2, PLACES = 16, GROUP_BYTES = 512 << 10, LEAST_GROUP = 48,
+       MOST_GROUP = 192 };
+
+struct convolution {
+    const void *from;
+    void *to;
+    int bfloat16;
+    const element *packed;
+    const float *scales, *offsets, *bias; /* of each output, at each place: PLACES x columns */
+    long height, width, channels, out_height, out_width, columns, pad_y, pad_x;
+    long down, across, tiles, length, group, panel_tasks;
+    const void *zeros; /* what lies beyond the border */
+    float *numbers;    /* PLACES x length for each worker */
+    element *inputs;   /* PLACES x group x length for each worker */
+    struct range *ranges;
+    float *sums; /* PLACES x group x PANEL for each worker */
+};
+
+struct corner { long picture, y, x; };
+
+static inline struct corner corner_of(const struct convolution *c, long tile) {
+    struct corner at = {tile / (c->down * c->across), tile / c->across % c->down * OUTPUTS,
+                        tile % c->across * OUTPUTS};
+    return at;
+}
+
+/* The transformed inputs of one tile as numbers, and the extremes of each place. */
+NUMBERS void transform(const struct convolution *c, long tile, int bfloat16, float *numbers,
+                       __m512 *low, __m512 *high) {
+    struct corner at = corner_of(c, tile);
+    const char *pixels[PLACES];
+    for (int i = 0; i < PLACES; i++) {
+        long y = at.y + i / SIZE - c->pad_y, x = at.x + i % SIZE - c->pad_x;
+        int inside = y >= 0 && y < c->height && x >= 0 && x < c->width;
+        long pixel = ((at.picture * c->height + y) * c->width + x) * c->channels;
+        pixels[i] = inside ? (const char *)c->from + pixel * (bfloat16 ? 2 : 4) : c->zeros;
+        low[i] = _mm512_set1_ps(INFINITY);
+        high[i] = _mm512_set1_ps(-INFINITY);
+    }
+    for (long k = 0; k < c->channels; k += 16) {
+        __mmask16 mask = some(c->channels - k);
+        __m512 in[PLACES], out[PLACES];
+#pragma GCC unroll 16
+        for (int i = 0; i < PLACES; i++) in[i] = load_some(pixels[i], k, mask, bfloat16);
+        input_square(SIZE, in, out);
+#pragma GCC unroll 16
+        for (int i = 0; i < PLACES; i++) {
+            _mm512_store_ps(numbers + i * c->length + k, out[i]);
+            low[i] = _mm512_mask_min_ps(low[i], mask, low[i], out[i]);
+            high[i] = _mm512_mask_max_ps(high[i], mask, high[i], out[i]);
+        }
+    }
+}
+
+TARGET static void prepare(const struct convolution *c, long tile, float *numbers, element *to,
+                           struct range *ranges) {
+    __m512 low[PLACES], high[PLACES];
+    if (c->bfloat16)
+        transform(c, tile, 1, numbers, low, high);
+    else
+        transform(c, tile, 0, numbers, low, high);
+    for (int i = 0; i < PLACES; i++) {
+        float least = _mm512_reduce_min_ps(low[i]), most = _mm512_reduce_max_ps(high[i]);
+        float scale = (most - least) / 255, inverse = inverse_of(scale);
+        quantise(numbers + i * c->length, 0, c->length, 0, inverse, -least * inverse,
+                 to + i * c->group * c->length);
+        ranges[i * c->group] = (struct range){scale, least};
+    }
+}
+
+/* Turn the sums of one tile and panel into outputs. */
+TARGET static void finish(const struct convolution *c, long tile, long column, const float *sums,
+                          const struct range *ranges) {
+    struct corner at = corner_of(c, tile);
+    long rows = smaller(OUTPUTS, c->out_height - at.y), across = smaller(OUTPUTS, c->out_width - at.x);
+    long to = ((at.picture * c->out_height + at.y) * c->out_width + at.x) * c->columns;
+    for (long n = column; n < smaller(column + PANEL, c->columns); n += 16) {
+        __mmask16 mask = some(c->columns - n);
+        __m512 in[PLACES], out[OUTPUTS * OUTPUTS];
+        __m512 bias = c->bias ? _mm512_maskz_loadu_ps(mask, c->bias + n) : _mm512_setzero_ps();
+#pragma GCC unroll 16
+        for (int i = 0; i < PLACES; i++)
+            in[i] = restored(sums + i * c->group * PANEL + n - column, ranges[i * c->group],
+                             _mm512_maskz_loadu_ps(mask, c->scales + i * c->columns + n),
+                             _mm512_maskz_loadu_ps(mask, c->offsets + i * c->columns + n),
+                             _mm512_setzero_ps());
+        output_square(SIZE, in, out);
+        for (long y = 0; y < rows; y++)
+            for (long x = 0; x < across; x++)
+                store_some(c->to, to + (y * c->out_width + x) * c->columns + n, mask, c->bfloat16,
+                           _mm512_add_ps(out[y * OUTPUTS + x], bias));
+    }
+}
+
+static void group_task(void *context, long task, int worker) {
+    const struct convolution *c = context;
+    long panels = panel_count(c->columns), part = task % c->panel_tasks;
+    long first = task / c->panel_tasks * c->group, count = smaller(c->group, c->tiles - first);
+    long gap = c->group * c->length;
+    float *numbers = c->numbers + worker * PLACES * c->length;
+    element *inputs = c->inputs + worker * PLACES * gap;
+    struct range *ranges = c->ranges + worker * PLACES * c->group;
+    float *sums = c->sums + worker * PLACES * c->group * PANEL;
+    for (long t = 0; t < count; t++)
+        prepare(c, first + t, numbers, inputs + t * c->length, ranges + t);
+    for (long p = panels * part / c->panel_tasks; p < panels * (part + 1) / c->panel_tasks; p++) {
+        int width = panel_width(c->columns, p);
+        const element *panel = c->packed + p * PANEL * c->length * PLACES;
+        for (int i = 0; i < PLACES; i++)
+            multiply(inputs + i * gap, c->length, count, panel + i * width * c->length,
+                     c->length / PER_WORD, width, sums + i * c->group * PANEL);
+        for (long t = 0; t < count; t++)
+            finish(c, first + t, p * PANEL, sums + t * PANEL, ranges + t);
+    }
+}
+
+/* Cut the work, take memory, do it. Returns 0, or -1 when there is no memory. */
+static int run(struct convolution *c, int threads) {
+    long fitting = GROUP_BYTES / (PLACES * c->length) / TILE_ROWS * TILE_ROWS;
+    c->group = smaller(larger(fitting, LEAST_GROUP), MOST_GROUP);
+    c->group = smaller(c->group, round_up(c->tiles, TILE_ROWS));
+    long groups = (c->tiles + c->group - 1) / c->group, panels = panel_count(c->columns);
+    c->panel_tasks = threads == 1 ? 1 : smaller(panels, (3L * threads + groups - 1) / groups);
+    long number = (long)sizeof(float), rows = threads * PLACES * c->group;
+    long parts[] = {c->length * number, threads * PLACES * c->length * number, rows * c->length,
+                    rows * (long)sizeof(struct range), rows * PANEL * number};
+    long bytes = 0, starts[5];
+    for (int i = 0; i < 5; i++) starts[i] = bytes, bytes += round_up(parts[i], 64);
+    char *scratch = take_scratch((size_t)bytes);
+    if (!scratch) return -1;
+    c->zeros = memset(scratch, 0, (size_t)(starts[2])); /* and the numbers beyond the channels */
+    c->numbers = (float *)(scratch + starts[1]);
+    c->inputs = (element *)(scratch + starts[2]);
+    c->ranges = (struct range *)(scratch + starts[3]);
+    c->sums = (float *)(scratch + starts[4]);
+    run_tasks(threads, groups * c->panel_tasks, group_task, c);
+    return_scratch(scratch, (size_t)bytes);
+    return 0;
+}
+
+/* A 3x3 convolution of channels-last pictures, float32 or bfloat16. `sizes`: batch, height, width,
+ * channels, out_channels, padding above and below, padding left and right. */
+SFUMATO_EXPORT int sfumato_winograd_int8(const void *from, void *to, int bfloat16,
+                                         const element *packed, const float *scales,
+                                         const float *offsets, const float *bias,
+                                         const long *sizes, int threads) {
+    struct convolution c = {.from = from, .to = to, .bfloat16 = bfloat16, .packed = packed,
+                            .scales = scales, .offsets = offsets, .bias = bias,
+                            .height = sizes[1], .width = sizes[2], .channels = sizes[3],
+                            .columns = sizes[4], .pad_y = sizes[5], .pad_x = sizes[6]};
+    c.out_height = c.height + 2 * c.pad_y - 2;
+    c.out_width = c.width + 2 * c.pad_x - 2;
+    c.down = (c.out_height + OUTPUTS - 1) / OUTPUTS;
+    c.across = (c.out_width + OUTPUTS - 1) / OUTPUTS;
+    c.tiles = sizes[0] * c.down * c.across;
+    c.length = round_up(c.channels, 16);
+    return run(&c, threads);
+}
+#endif
