@@ -26,6 +26,8 @@ CLASSES: dict[str, tuple[str, str]] = {
     "UNet2DConditionModel": ("diffusers", "sfumato.models.unet"),
     "T2IAdapter": ("diffusers", "sfumato.models.t2i_adapter"),
     "ControlNetModel": ("diffusers", "sfumato.models.controlnet"),
+    "MultiAdapter": ("diffusers", "sfumato.models.t2i_adapter"),
+    "MultiControlNetModel": ("diffusers", "sfumato.models.controlnet"),
     "AutoencoderKL": ("diffusers", "sfumato.models.autoencoder"),
     "UNet2DModel": ("diffusers", "sfumato.models.unet_2d"),
     "VQModel": ("diffusers", "sfumato.models.vq_autoencoder"),

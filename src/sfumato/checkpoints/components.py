@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -26,6 +27,7 @@ from sfumato.checkpoints.hub_files import joined, network_files, tokenizer_files
 from sfumato.checkpoints.jsonfile import write_json
 from sfumato.checkpoints.model_index import INDEX_NAME, ModelIndex
 from sfumato.checkpoints.places import subfolder_of
+from sfumato.checkpoints.several import folder_names, load_several, surplus
 from sfumato.checkpoints.weight_files import base_names, check_variant, obsolete_weights
 from sfumato.errors import ConfigError, did_you_mean
 
@@ -55,9 +57,8 @@ def load_component(index: ModelIndex, name: str, **options: Any) -> Any:
     component_class = find_class(kind, f"`{name}` in {where}")
     folder = subfolder_of(index.root, index.root, name)
     if issubclass(component_class, nn.Module):
-        component = load_model(
-            component_class, index.root, subfolder=name, root=index.root, **options
-        )
+        load = load_several if hasattr(component_class, "member_class") else load_model
+        component = load(component_class, index.root, subfolder=name, root=index.root, **options)
     else:
         for file in folder.iterdir():
             require_inside(file, index.root)
@@ -82,14 +83,19 @@ def files_of_component(
         SfumatoError: one of them is not there.
     """
     if issubclass(component_class, nn.Module):
-        return network_files(
-            model,
-            name,
-            base_names(component_class),
-            variant=variant,
-            use_safetensors=use_safetensors,
-            fall_back=True,
+        several = hasattr(component_class, "member_class")
+        files = (
+            network_files(
+                model,
+                folder,
+                base_names(component_class),
+                variant=variant,
+                use_safetensors=use_safetensors,
+                fall_back=True,
+            )
+            for folder in (folder_names(name, model.has) if several else [name])
         )
+        return [file for own in files for file in own]
     if hasattr(component_class, "config_name"):
         return [joined(name, component_class.config_name)]
     return tokenizer_files(model, name)
@@ -128,7 +134,14 @@ def save_components(
     }
     options = {name: value for name, value in given.items() if value is not None}
     entries: dict[str, Any] = {}
-    with atomic_directory(checked_path(path), obsolete=obsolete_weights) as temporary:
+
+    def obsolete(new: Path, old: Path) -> Iterator[Path]:
+        yield from obsolete_weights(new, old)
+        for name, component in components.items():
+            if hasattr(component, "members"):
+                yield from surplus(old / name, len(component.members))
+
+    with atomic_directory(checked_path(path), obsolete=obsolete) as temporary:
         for name, component in components.items():
             save = getattr(component, "save_pretrained", None)
             entries[name] = [None, None] if save is None else list(class_entry(component))

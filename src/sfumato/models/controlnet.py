@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sfumato.config import Config, check_choice
 from sfumato.errors import InputError
 from sfumato.models import checks
+from sfumato.models.several import SeveralNetworks
 from sfumato.models.transformer import Context
 from sfumato.models.unet import UNet2DConditionModel
 from sfumato.models.unet_config import UNet2DConditionConfig
@@ -259,21 +260,22 @@ class ControlNetModel(UNetEncoder[ControlNetConfig]):
         return down, mid
 
 
-class MultiControlNetModel(nn.Module):
+class MultiControlNetModel(SeveralNetworks):
     """Several ControlNets for one UNet; their features are added up.
 
     Args:
         controlnets: the networks.
     """
 
+    member_class = ControlNetModel
+
     def __init__(self, controlnets: Sequence[ControlNetModel]) -> None:
         super().__init__()
         self.nets = nn.ModuleList(controlnets)
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Of the first network's weights."""
-        return next(self.parameters()).dtype
+    def members(self) -> nn.ModuleList:
+        return self.nets
 
     def forward(
         self,
@@ -295,12 +297,6 @@ class MultiControlNetModel(nn.Module):
             down = [a + b for a, b in zip(down, own, strict=True)] if down else own
             mid = own_mid if mid is None else mid + own_mid
         return down, mid
-
-    def save_pretrained(self, save_directory: str | PathLike[str], **kwargs: Any) -> None:
-        """Write the networks into folders: ``save_directory``, then with ``_1``, ``_2``, ..."""
-        for index, net in enumerate(self.nets):
-            assert isinstance(net, ControlNetModel)
-            net.save_pretrained(f"{save_directory}{f'_{index}' if index else ''}", **kwargs)
 
 
 def _skip_widths(config: ControlNetConfig) -> Iterator[int]:

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sfumato.config import Config, check_choice
 from sfumato.errors import InputError
 from sfumato.models import checks
 from sfumato.models.base import ModelMixin
+from sfumato.models.several import SeveralNetworks
 
 KINDS = ("full_adapter", "full_adapter_xl", "light_adapter")
 
@@ -143,7 +143,7 @@ class T2IAdapter(ModelMixin[T2IAdapterConfig]):
         return self.adapter(x)
 
 
-class MultiAdapter(nn.Module):
+class MultiAdapter(SeveralNetworks):
     """Several adapters for one UNet, whose features are added by weight.
 
     Args:
@@ -152,6 +152,8 @@ class MultiAdapter(nn.Module):
     Raises:
         InputError: they are fewer, or of different sizes.
     """
+
+    member_class = T2IAdapter
 
     def __init__(self, adapters: Sequence[T2IAdapter]) -> None:
         super().__init__()
@@ -172,9 +174,8 @@ class MultiAdapter(nn.Module):
         ((self.downscale_factor, self.total_downscale_factor),) = sizes
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Of the first adapter's weights."""
-        return next(self.parameters()).dtype
+    def members(self) -> nn.ModuleList:
+        return self.adapters
 
     def forward(
         self, xs: Sequence[Tensor], adapter_weights: Sequence[float] | None = None

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NoReturn
 
 from sfumato.checkpoints.model_index import INDEX_NAME, read_model_index
 from sfumato.errors import InputError
+from sfumato.pipelines import single_file
 from sfumato.pipelines.controlnet import StableDiffusionControlNetPipeline
 from sfumato.pipelines.controlnet_img2img import StableDiffusionControlNetImg2ImgPipeline
 from sfumato.pipelines.controlnet_inpaint import StableDiffusionControlNetInpaintPipeline
@@ -50,6 +51,21 @@ class AutoPipeline:
             found = read_model_index(pretrained_model_or_path).class_name
         chosen = cls._choose(found or "StableDiffusionPipeline", kwargs)
         return chosen.from_pretrained(pretrained_model_or_path, **_without_nothing(kwargs))
+
+    @classmethod
+    def from_single_file(
+        cls, pretrained_model_link_or_path: str | PathLike[str], **kwargs: Any
+    ) -> Any:
+        """Load a pipeline for the task from one file; see `StableDiffusionPipeline`'s method.
+
+        With ``controlnet`` among the keywords it is one for ControlNets.
+
+        Raises:
+            InputError: the file is for another kind of pipeline, such as the x4 upscaler.
+        """
+        name = single_file.pipeline_of(pretrained_model_link_or_path, **kwargs)
+        chosen = cls._choose(name, kwargs)
+        return chosen.from_single_file(pretrained_model_link_or_path, **_without_nothing(kwargs))
 
     @classmethod
     def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Any:

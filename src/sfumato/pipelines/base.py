@@ -161,6 +161,18 @@ class DiffusionPipeline:
         return storage.load_pipeline(cls, pretrained_model_name_or_path, **kwargs)
 
     @classmethod
+    def from_single_file(
+        cls, pretrained_model_link_or_path: str | PathLike[str], **kwargs: Any
+    ) -> Self:
+        """Load a checkpoint in one file; as the base of all, with the class that it is made for.
+
+        See `StableDiffusionPipeline.from_single_file`, whose arguments and errors are those here.
+        """
+        from sfumato.pipelines import single_file
+
+        return single_file.load_single_file(cls, pretrained_model_link_or_path, **kwargs)
+
+    @classmethod
     def download(cls, pretrained_model_name: str | PathLike[str], **kwargs: Any) -> str:
         """Fetch what `from_pretrained` with the same arguments would load, and load nothing.
 

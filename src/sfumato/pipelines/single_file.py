@@ -17,18 +17,19 @@ import torch
 
 from sfumato.checkpoints.arguments import chosen_dtype, reject_unknown, without_hub_keywords
 from sfumato.checkpoints.hub import local_file
-from sfumato.checkpoints.hub_names import take_hub_options
+from sfumato.checkpoints.hub_names import HubOptions, take_hub_options
 from sfumato.checkpoints.original.companions import (
     make_low_res_scheduler,
     make_scheduler,
     make_tokenizer,
 )
+from sfumato.checkpoints.original.families import Family
 from sfumato.checkpoints.original.folder_config import local_config
 from sfumato.checkpoints.original.loading import CLASS_NAMES, OriginalCheckpoint, open_checkpoint
 from sfumato.checkpoints.original.saving import save_original
 from sfumato.config import check_int
 from sfumato.errors import CheckpointError, InputError
-from sfumato.pipelines import placement
+from sfumato.pipelines import placement, storage
 from sfumato.runtime import policy
 
 logger = logging.getLogger(__name__)
@@ -63,11 +64,13 @@ def load_single_file(
     hub = take_hub_options(kwargs)
     path = local_file(path, hub)
     pipeline_class: Any = cls
+    if storage.is_base(cls):
+        pipeline_class = storage.find_pipeline(_family(path, hub, kwargs).pipeline)
     names, settings = pipeline_class._signature()
     given = {name: kwargs.pop(name) for name in names | settings if name in kwargs}
     options = without_hub_keywords(kwargs)
     known = {*names, *settings, *KEYWORDS, *DEPRECATED, *_WITHOUT_EFFECT}
-    reject_unknown(f"{cls.__name__}.from_single_file()", options, known)
+    reject_unknown(f"{pipeline_class.__name__}.from_single_file()", options, known)
     dtype = placement.one_dtype(options.pop("torch_dtype", None), options.pop("dtype", None))
     placement.check_dtypes(dtype, names)
     chosen = None
@@ -83,7 +86,7 @@ def load_single_file(
         extract_ema=bool(options.get("extract_ema", False)),
         overrides=overrides,
     )
-    _warn_of_purpose(checkpoint, cls.__name__)
+    _warn_of_purpose(checkpoint, pipeline_class.__name__)
     found = {
         name: _component(checkpoint, name, options, scheduler_type)
         for name in sorted(names - set(given))
@@ -98,7 +101,7 @@ def load_single_file(
     ]
     if missing:
         raise InputError(
-            f"{checkpoint.source.where} does not give {cls.__name__} the components"
+            f"{checkpoint.source.where} does not give {pipeline_class.__name__} the components"
             f" {sorted(missing)}.",
             hint="Pass them as keyword arguments.",
         )
@@ -106,6 +109,25 @@ def load_single_file(
     pipeline.register_to_config(_name_or_path=None if isinstance(path, Mapping) else str(path))
     pipeline.latents_dtype = None if chosen is None else torch.float32
     return pipeline
+
+
+def pipeline_of(path: str | PathLike[str] | Mapping[str, Any], **kwargs: Any) -> str:
+    """The name of the pipeline that a file is made for; reads no weights.
+
+    Args:
+        path, kwargs: as for ``from_single_file``.
+
+    Raises:
+        SfumatoError: as when it is loaded.
+    """
+    hub = take_hub_options(kwargs)
+    return _family(local_file(path, hub), hub, kwargs).pipeline
+
+
+def _family(path: Any, hub: HubOptions, options: Mapping[str, Any]) -> Family:
+    config = local_config(options.get("config"), hub)
+    given = options.get("original_config", options.get("original_config_file"))
+    return open_checkpoint(path, config=config, original_config=given).family
 
 
 def _component(

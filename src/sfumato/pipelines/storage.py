@@ -218,7 +218,7 @@ def _mapped_device(device_map: Any) -> torch.device | None:
 
 def _pipeline_class(cls: type[Any], index: ModelIndex) -> type[Any]:
     """The class itself; or for the base of all, the one that the folder names."""
-    if cls.__name__ != "DiffusionPipeline" or cls.__module__ != "sfumato.pipelines.base":
+    if not is_base(cls):
         return cls
     name = index.class_name or ""
     if name not in PIPELINES:
@@ -227,6 +227,16 @@ def _pipeline_class(cls: type[Any], index: ModelIndex) -> type[Any]:
             f"{did_you_mean(name[:80], PIPELINES)}",
             hint=f"Known are: {', '.join(PIPELINES)}.",
         )
+    return find_pipeline(name)
+
+
+def is_base(cls: type[Any]) -> bool:
+    """Whether a class is that of all pipelines, which stands for any of them."""
+    return cls.__name__ == "DiffusionPipeline" and cls.__module__ == "sfumato.pipelines.base"
+
+
+def find_pipeline(name: str) -> type[Any]:
+    """The class of a name in `PIPELINES`."""
     return getattr(import_module(PIPELINES[name]), name)
 
 
