@@ -14,7 +14,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from os import PathLike
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -42,10 +43,18 @@ class Conditioned(ChannelPiece):
         conditioner: see `Conditioner`.
         condition: for the conditioner.
         negative: what guidance leads away from.
+        size: of the pictures in pixels, if it is asked for: a map has to be of this size.
     """
 
-    def __init__(self, conditioner: Conditioner, condition: Any, negative: Any = None) -> None:
+    def __init__(
+        self,
+        conditioner: Conditioner,
+        condition: Any,
+        negative: Any = None,
+        size: tuple[int, int] | None = None,
+    ) -> None:
         self.conditioner, self.condition, self.negative = conditioner, condition, negative
+        self.size = size
 
     def prepare(self, drawing: Drawing) -> None:
         device, dtype = drawing.device, drawing.network_dtype
@@ -63,6 +72,12 @@ class Conditioned(ChannelPiece):
             self.channels = ("channels",)
             factor = drawing.pipeline.vae_scale_factor
             drawing.size = made.channels.shape[-2] * factor, made.channels.shape[-1] * factor
+            if self.size not in (None, drawing.size):
+                raise InputError(
+                    f"The map is for pictures of the size {drawing.size} but {self.size} is asked "
+                    "for.",
+                    hint="Leave out `height` and `width`, or resize the map.",
+                )
 
     def around(self, drawing: Drawing, network: Network) -> Network:
         network = super().around(drawing, network)
@@ -105,6 +120,9 @@ class LatentDiffusionBase(DiffusionPipeline):
     model_cpu_offload_seq = "conditioner->unet->vae"
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents"]
 
+    #: Pipelines for whose models, in one file, this one does too.
+    _made_for: ClassVar[tuple[str, ...]] = ()
+
     vae: Any
     unet: Any
     scheduler: Any
@@ -127,6 +145,31 @@ class LatentDiffusionBase(DiffusionPipeline):
     def do_classifier_free_guidance(self) -> bool:
         """Whether the network is asked about the negative condition as well."""
         return self.guidance_scale > 1
+
+    @classmethod
+    def from_single_file(
+        cls, pretrained_model_link_or_path: str | PathLike[str], **kwargs: Any
+    ) -> Self:
+        """Load from a checkpoint of the paper in one file, ``.ckpt`` or ``.safetensors``.
+
+        The kind of model and all sizes are found out from the weights, configurations of the
+        published models are part of this package. For a model of another noise schedule, or with
+        another number of attention heads, give its YAML file as ``original_config``.
+
+        Args:
+            pretrained_model_link_or_path: the file, or its address on the Hugging Face Hub.
+            kwargs: as in `StableDiffusionPipeline.from_single_file`.
+
+        Raises:
+            CheckpointError: (an ``OSError``) the file is damaged, unsafe, or of another kind.
+            ConfigError: (a ``ValueError``) a configuration is wrong.
+            InputError: (a ``ValueError``) arguments contradict each other, or a component is
+                missing.
+            UnknownKeywordError: (a ``TypeError``) there is no such argument.
+        """
+        from sfumato.pipelines import single_file
+
+        return single_file.load_single_file(cls, pretrained_model_link_or_path, **kwargs)
 
     # What the flow asks of a pipeline
 
@@ -220,6 +263,7 @@ class LatentDiffusionPipeline(LatentDiffusionBase):
     """
 
     _optional_components: ClassVar[list[str]] = ["conditioner"]
+    _made_for: ClassVar[tuple[str, ...]] = ("LDMPipeline", "LatentDiffusionPipeline")
 
     conditioner: Any
 
@@ -274,10 +318,11 @@ class LatentDiffusionPipeline(LatentDiffusionBase):
         arguments |= {"num_images_per_prompt": batch_size}
         arguments["batch_size"] = self.conditioner.count(condition)
         request = LatentRequest.read(self, arguments)
-        told = Conditioned(self.conditioner, condition, negative_condition)
         mapped = self._latent_channels < self.unet.config.in_channels
         sized = not mapped or height is not None or width is not None
-        return draw(self, request, told, self._noise(height, width, latents, sized))
+        noise = self._noise(height, width, latents, sized)
+        told = Conditioned(self.conditioner, condition, negative_condition, noise.size)
+        return draw(self, request, told, noise)
 
     @property
     def _latent_channels(self) -> int:
