@@ -5,15 +5,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
+from sfumato.array_kinds import namespace
 from sfumato.diffusion.guidance import Guidance, Network, as_guidance
-from sfumato.diffusion.noise import NoiseSource
 from sfumato.diffusion.plan import Plan
-from sfumato.diffusion.run import PlanRun, Solver
 from sfumato.errors import InputError, NumericalError
+
+if TYPE_CHECKING:  # arrays of NumPy will do as well
+    import torch
+
+    from sfumato.diffusion.noise import NoiseSource
+    from sfumato.diffusion.run import Solver
 
 
 @dataclass
@@ -79,7 +84,7 @@ def denoise(
     >>> last.index, round(last.x.mean().item(), 4)
     (7, 0.5)
     """
-    solver = PlanRun(plan, x.device) if isinstance(plan, Plan) else plan
+    solver = _run(plan, x) if isinstance(plan, Plan) else plan
 
     def draw(dtype: torch.dtype) -> torch.Tensor:
         if noise is None:
@@ -92,7 +97,7 @@ def denoise(
         seen = solver.network_input(row, x)
         output = as_guidance(guidance)(model, seen, timestep, seen_context)
         x, denoised = solver.step(row, x, output, draw)
-        if check_finite and not torch.isfinite(x).all():
+        if check_finite and not namespace(x).isfinite(x).all():
             raise NumericalError(
                 f"NaN or infinity in step {row + 1} of {len(solver)}, timestep {timestep:g}.",
                 hint="16-bit floats overflow in some models: try float32 or bfloat16.",
@@ -102,3 +107,14 @@ def denoise(
         x, guidance = step.x, step.guidance
         if step.context is not seen_context:  # a consumer's change goes before what was planned
             context = step.context
+
+
+def _run(plan: Plan, x: Any) -> Solver:
+    """The plan's run on arrays of the kind of ``x``."""
+    if isinstance(x, np.ndarray):
+        from sfumato.diffusion.array_run import ArrayRun
+
+        return ArrayRun(plan)
+    from sfumato.diffusion.run import PlanRun
+
+    return PlanRun(plan, x.device)

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-import torch
-
+from sfumato.array_kinds import blocks_of, deviations, in_type_of, namespace, numbers
 from sfumato.errors import InputError
 
-Network: TypeAlias = Callable[[torch.Tensor, torch.Tensor, Any], torch.Tensor]
-Guidance: TypeAlias = Callable[[Network, torch.Tensor, torch.Tensor, Any], torch.Tensor]
+if TYPE_CHECKING:  # arrays of NumPy will do as well
+    import torch
+
+Network: TypeAlias = "Callable[[torch.Tensor, torch.Tensor, Any], torch.Tensor]"
+Guidance: TypeAlias = "Callable[[Network, torch.Tensor, torch.Tensor, Any], torch.Tensor]"
 
 
 class Answer(NamedTuple):
@@ -70,7 +72,8 @@ class ClassifierFree:
         if not self.doubles:
             return Answer(None, network(x, timestep, context))
         blocks = self.blocks
-        negative, *answers = network(torch.cat([x] * blocks), timestep, context).chunk(blocks)
+        every = namespace(x).concatenate([x] * blocks)
+        negative, *answers = blocks_of(network(every, timestep, context), blocks)
         return Answer(negative, self.composed(negative, answers))
 
     def guided(self, answer: Answer, scale: float | Sequence[float]) -> torch.Tensor:
@@ -95,16 +98,18 @@ class ClassifierFree:
         """The positive answer: that of the only part, or the weighted sum of all."""
         if self.weights is None:
             return answers[0]
-        weights = torch.tensor(self.weights, dtype=negative.dtype, device=negative.device)
         shape = (-1, *[1] * (negative.ndim - 1))
-        parts = zip(answers, weights.unbind(1), strict=True)
-        return negative + sum(w.view(shape) * (answer - negative) for answer, w in parts)
+        parts = [
+            in_type_of(numbers(weights, negative), negative).reshape(shape) * (answer - negative)
+            for answer, weights in zip(answers, zip(*self.weights, strict=True), strict=True)
+        ]
+        return negative + sum(parts)
 
     def _scale_like(self, x: torch.Tensor, scale: float | Sequence[float]) -> float | torch.Tensor:
         if isinstance(scale, int | float):
             return scale
-        scales = torch.tensor([max(s, 1.0) for s in scale], dtype=x.dtype, device=x.device)
-        return scales.view(-1, *[1] * (x.ndim - 1))
+        scales = in_type_of(numbers([max(s, 1.0) for s in scale], x), x)
+        return scales.reshape(-1, *[1] * (x.ndim - 1))
 
 
 def _as_list(scale: float | Sequence[float]) -> list[float]:
@@ -121,9 +126,7 @@ def rescale_noise_cfg(
         noise_pred_text: output for the positive context, same shape.
         guidance_rescale: 0 leaves ``noise_cfg``, 1 replaces it by its rescaled form.
     """
-    axes = tuple(range(1, noise_cfg.ndim))
-    wanted = noise_pred_text.std(dim=axes, keepdim=True)
-    rescaled = noise_cfg * (wanted / noise_cfg.std(dim=axes, keepdim=True))
+    rescaled = noise_cfg * (deviations(noise_pred_text) / deviations(noise_cfg))
     return guidance_rescale * rescaled + (1 - guidance_rescale) * noise_cfg
 
 

@@ -95,6 +95,6 @@ class ArrayNoise:
     def __init__(self, seeds: Sequence[int]) -> None:
         self._generators = [TorchGenerator(seed) for seed in seeds]
 
-    def draw(self, shape: Sequence[int]) -> Array:
-        """``shape[0]`` pictures of noise, as many as there are seeds."""
+    def draw(self, shape: Sequence[int], dtype: Any = None, device: Any = None) -> Array:
+        """``shape[0]`` pictures of noise, as many as there are seeds; always float32 in memory."""
         return np.stack([generator.randn(*shape[1:]) for generator in self._generators])

@@ -11,8 +11,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from sfumato.array_kinds import namespace
 from sfumato.errors import InputError
-from sfumato.text.array_kinds import namespace
 from sfumato.text.long_prompts import Encoding, LongPromptEncoder, PromptSyntax
 from sfumato.text.prompt.attention import Phrase
 from sfumato.text.prompt.composition import split_parts

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from sfumato.array_kinds import numbers
 from sfumato.errors import InputError, did_you_mean
-from sfumato.text.array_kinds import numbers
 from sfumato.text.prompt import A1111, A1111_NO_NORM, COMFYUI, LITERAL, SYNTAX_NAMES, TAGGED
 from sfumato.text.prompt.attention import Phrase, parse_attention
 from sfumato.text.prompt.chunks import Chunk, Vocabulary, a1111_chunks, comfyui_chunks, finished

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from sfumato.text.array_kinds import as_float32, in_type_of, namespace
+from sfumato.array_kinds import as_float32, in_type_of, namespace
 
 #: ``(hidden, weights, empty) -> hidden``; ``empty`` gives the embedding of a text without words.
 Weighting: TypeAlias = Callable[[Any, Any, Callable[[], Any]], Any]

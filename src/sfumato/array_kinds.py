@@ -1,4 +1,4 @@
-"""The few things that differ between torch tensors and NumPy arrays where prompts are embedded.
+"""The few things that differ between torch tensors and NumPy arrays in code that takes both.
 
 What is not here (sums, products, slices, ``concatenate`` and ``stack`` of a `namespace`) is
 spelled alike in both. Nothing is imported that is not there already.
@@ -36,3 +36,17 @@ def numbers(values: Sequence[float], like: Any) -> Any:
         return np.array(values, dtype=np.float32)
     torch = namespace(like)
     return torch.tensor(values, dtype=torch.float32, device=like.device)
+
+
+def blocks_of(array: Any, count: int) -> list[Any]:
+    """The first axis in so many equal parts, without a copy."""
+    size = len(array) // count
+    return [array[i * size : (i + 1) * size] for i in range(count)]
+
+
+def deviations(array: Any) -> Any:
+    """The standard deviation of each picture ``(n, ...)``, shaped to be divided by."""
+    axes = tuple(range(1, array.ndim))
+    if isinstance(array, np.ndarray):
+        return array.std(axis=axes, keepdims=True, ddof=1)
+    return array.std(dim=axes, keepdim=True)
