@@ -74,17 +74,17 @@ def test_a_map_says_how_large_the_picture_is() -> None:
     assert draw("semantic", MAP, height=16, width=24).shape == (1, 16, 24, 3)
 
 
-def test_callbacks_may_change_the_scale_from_step_to_step() -> None:
+def test_callbacks_see_the_scale() -> None:
     pipe, seen = pipeline("class"), []
 
-    def stop_guiding(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> Any:
+    def note_scale(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> Any:
         seen.append(pipe.guidance_scale)
         return tensors
 
     call: dict[str, Any] = {
         "seeds": 0,
         "num_inference_steps": 3,
-        "callback_on_step_end": stop_guiding,
+        "callback_on_step_end": note_scale,
     }
     pipe(2, guidance_scale=2.0, **call)
     assert seen == [2.0, 2.0, 2.0]
