@@ -45,6 +45,14 @@ from sfumato.checkpoints.weight_files import (
     obsolete_weights,
 )
 from sfumato.errors import ConfigError, InputError
+from sfumato.quantization.storage import (
+    agreed,
+    config_to_write,
+    joined,
+    quantize_loaded,
+    split,
+    take_config,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +75,7 @@ def load_model(
     check_finite: bool | None = None,
     disable_mmap: bool = False,
     variant_fallback: bool = False,
+    quantization: str | None = None,
     root: Path | None = None,
     **kwargs: Any,
 ) -> ModelT:
@@ -85,6 +94,8 @@ def load_model(
         disable_mmap: read large files into memory instead of mapping them. A mapped file must not
             be written to in place while the network is in use.
         variant_fallback: take the plain files when there are none of the variant.
+        quantization: ``"int8"``, ``"int8-weights"`` or ``"int4"``; see
+            `sfumato.quantization.network.quantize`. The weights are quantised one by one.
         root: the folder that no link may leave; default ``path``.
         kwargs: fields of the configuration to override; and how to ask the hub, see
             `sfumato.checkpoints.hub_names.HubOptions`.
@@ -114,6 +125,8 @@ def load_model(
     folder = subfolder_of(root, path, subfolder)
     values = read_config(folder, "config.json", root)
     check_class(values, model_class, folder / "config.json")
+    stored = take_config(values, shown(folder / "config.json"))
+    kind = agreed(quantization, stored, shown(folder))
     config = model_class.config_class.from_dict({**values, **overrides})  # type: ignore[attr-defined]
     files = find_weights(
         folder,
@@ -126,15 +139,25 @@ def load_model(
     where = shown(files.paths[0] if files.weight_map is None else folder)
     headers = {path: read_header(path) for path in files.paths} if files.safe else {}
     model = build_without_memory(model_class, config)
-    if headers:  # whether the weights fit is known before they are read
+    if headers and stored is None:  # whether the weights fit is known before they are read
         entries = each_shard(files, lambda path: headers[path].entries)
         check_fit(model, {name: entry.shape for name, entry in entries}, where)
-    tensors = _read_all(files, headers, wanted, torch.device(device), check_finite, disable_mmap)
-    if not headers:
+    place = torch.device("cpu" if kind else device)
+    # What is quantised is converted, and checked, one by one later.
+    options = (None, place, False) if kind else (wanted, place, check_finite)
+    tensors = _read_all(files, headers, *options, disable_mmap)
+    final = floating_dtype(tensors.values(), wanted)
+    if stored is not None:
+        tensors = joined(tensors, model, stored, final, where)
+    elif wanted is None and kind is None:  # 'auto': one type for all, that of the first
+        tensors = {name: cast(tensor, final, place) for name, tensor in tensors.items()}
+    if not headers or stored is not None:
         check_fit(model, {name: tuple(t.shape) for name, t in tensors.items()}, where)
     assign(model, tensors, where)
+    if kind is not None and stored is None:
+        quantize_loaded(model, kind, final, where, check_finite=check_finite)
     # What is no parameter of the file: buffers that the network made itself.
-    return model.to(device=device, dtype=floating_dtype(tensors.values(), wanted))
+    return model.to(device=device, dtype=final)
 
 
 def save_model(
@@ -175,7 +198,7 @@ def save_model(
         return
     folder = checked_path(path)
     bases = base_names(model)
-    shards = _split(state_to_save(model), limit)
+    shards = _split(split(state_to_save(model)), limit)
     names = file_names(bases[safe_serialization], safe_serialization, variant, len(shards))
     written = dict(zip(names, shards, strict=True))
     index = index_name(bases[safe_serialization], safe_serialization, variant)
@@ -187,7 +210,8 @@ def save_model(
                 torch.save(ready_to_write(tensors), temporary / name)
         if len(shards) > 1:
             write_json(temporary / index, _index_of(written))
-        write_json(temporary / "config.json", _config_to_write(model))
+        written_config = {**_config_to_write(model), **config_to_write(model)}
+        write_json(temporary / "config.json", written_config)
 
 
 def check_class(values: Mapping[str, Any], wanted: type, path: Path) -> None:
@@ -232,11 +256,7 @@ def _read_all(
             return read_safetensors(path, header=headers[path], **options)
         return read_pickle(path, **options)
 
-    tensors = dict(each_shard(files, read))
-    if dtype is None:  # 'auto': one type for all, that of the first
-        dtype = floating_dtype(tensors.values(), None)
-        tensors = {name: cast(tensor, dtype, device) for name, tensor in tensors.items()}
-    return tensors
+    return dict(each_shard(files, read))
 
 
 def state_to_save(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -11,6 +11,7 @@ from torch import nn
 
 from sfumato.errors import ConfigError, InputError, did_you_mean
 from sfumato.pipelines.offload import Offload
+from sfumato.quantization.network import check_kind
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,39 @@ def dtype_for(dtype: Any, name: str) -> Any:
     if isinstance(dtype, Mapping):
         return dtype.get(name, dtype.get("default"))
     return dtype
+
+
+#: What one word for a whole pipeline means. Of the text encoder, which runs once, speed counts less
+#: than exactness; of the autoencoder every error is seen in the picture.
+_QUANTIZED = {"unet": None, "text_encoder": "int8-weights"}
+
+
+def check_quantization(quantization: Any, names: Collection[str]) -> None:
+    """Raise when what quantises a pipeline's networks is no way, or names no component of it.
+
+    Raises:
+        InputError: there is no such way to quantise.
+        ConfigError: a table names an unknown component.
+    """
+    table = quantization if isinstance(quantization, Mapping) else {"unet": quantization}
+    for name, kind in table.items():
+        if name not in names and table is quantization:
+            raise ConfigError(
+                f"`quantization` names the unknown component {str(name)[:80]!r}."
+                f"{did_you_mean(str(name)[:80], names)}",
+                hint=f"Known are: {', '.join(sorted(names))}.",
+            )
+        if kind is not None:
+            check_kind(kind)
+
+
+def quantization_for(quantization: Any, name: str) -> str | None:
+    """How to quantise one component, from one word for all or a table."""
+    if isinstance(quantization, Mapping):
+        return quantization.get(name)
+    if quantization is None or name not in _QUANTIZED:
+        return None
+    return _QUANTIZED[name] or quantization
 
 
 def read_arguments(

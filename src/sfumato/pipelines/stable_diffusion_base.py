@@ -169,7 +169,7 @@ class StableDiffusionBase(
     def from_single_file(
         cls, pretrained_model_link_or_path: str | PathLike[str], **kwargs: Any
     ) -> Self:
-        """Load from a checkpoint in one file, ``.safetensors`` or ``.ckpt``, without any network.
+        """Load from a checkpoint in one file (``.safetensors``, ``.ckpt``, ``.gguf``); no network.
 
         Stable Diffusion 1.x and 2.x, their inpainting models, InstructPix2Pix and the x4 upscaler
         are told apart by their weights, configurations and vocabulary are part of this package.
@@ -182,8 +182,8 @@ class StableDiffusionBase(
                 (``epsilon`` or ``v_prediction``, found out by default); ``extract_ema`` (use the
                 averaged weights if the file has both); ``config`` (a folder in diffusers' layout
                 whose configurations to use) or ``original_config`` (the YAML file that came with
-                the checkpoint); ``disable_mmap``; ``check_finite``; and any component or setting
-                by name.
+                the checkpoint); ``disable_mmap``; ``check_finite``; ``quantization`` (as of
+                `from_pretrained`); and any component or setting by name.
 
         Raises:
             CheckpointError: (an ``OSError``) the file is damaged, unsafe, or of another kind.

@@ -78,7 +78,7 @@ def _uncompiled(component: Any) -> Any:
 #: Arguments besides components, settings and what concerns the hub.
 _OPTIONS = (
     "torch_dtype", "dtype", "variant", "use_safetensors", "disable_mmap", "check_finite",
-    "device_map",
+    "device_map", "quantization",
 )  # fmt: skip
 
 
@@ -91,6 +91,7 @@ class _Options:
     use_safetensors: bool | None = None
     disable_mmap: bool = False
     check_finite: bool | None = None
+    quantization: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +149,7 @@ def _prepare(
         use_safetensors=kwargs.pop("use_safetensors", None),
         disable_mmap=bool(kwargs.pop("disable_mmap", False)),
         check_finite=kwargs.pop("check_finite", None),
+        quantization=kwargs.pop("quantization", None),
     )
     hub, name = take_hub_options(kwargs), hub_name(path)
     if name is None:
@@ -167,6 +169,7 @@ def _plan(cls: type[Any], index: ModelIndex, options: _Options, kwargs: dict[str
     pipeline_class: Any = _pipeline_class(cls, index)
     names, settings = pipeline_class._signature()
     placement.check_dtypes(options.dtype, names)
+    placement.check_quantization(options.quantization, names)
     given = {name: kwargs.pop(name) for name in names | settings if name in kwargs}
     _warn_of_unused(pipeline_class, without_hub_keywords(kwargs), names | settings)
     optional = set(pipeline_class._optional_components)
@@ -279,6 +282,7 @@ def _load(index: ModelIndex, name: str, options: _Options, pipeline_class: Any) 
             use_safetensors=options.use_safetensors,
             disable_mmap=options.disable_mmap,
             check_finite=options.check_finite,
+            quantization=placement.quantization_for(options.quantization, name),
         )
     except ModelNotFoundError as error:
         raise _with_way_out(error, pipeline_class, name) from None

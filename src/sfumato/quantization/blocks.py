@@ -30,7 +30,7 @@ class BlockTensor(QuantizedTensor):
         kind: the type's name, one of `sfumato.checkpoints.gguf.blocks.DEQUANTISERS`.
     """
 
-    inner = ("raw",)
+    part_names = ("raw",)
 
     raw: Tensor
     kind: str
@@ -70,7 +70,7 @@ class BlockTensor(QuantizedTensor):
         return type(self)(self.shape, dtype, device, **inner, kind=self.kind)
 
     def __tensor_flatten__(self) -> tuple[list[str], Any]:
-        return list(self.inner), (self.dtype, self.kind)
+        return list(self.part_names), (self.dtype, self.kind)
 
     @classmethod
     def __tensor_unflatten__(

@@ -31,7 +31,7 @@ class Int8Tensor(QuantizedTensor):
         offsets: of each output, the scale times the sum of its integers, float32.
     """
 
-    inner = ("packed", "scales", "offsets")
+    part_names = ("packed", "scales", "offsets")
 
     packed: Tensor
     scales: Tensor

@@ -92,7 +92,7 @@ def quantize(
     for path, layer in network.named_modules():
         if left_alone.fullmatch(path) or not _suits(layer):
             continue
-        weight = layer.weight
+        weight: Any = layer.weight
         if weight.device.type != "cpu":
             raise InputError(
                 f"A network is quantised on the CPU, but this one is on {weight.device}.",

@@ -24,18 +24,18 @@ _KEEPING = (_aten.detach.default, _aten.clone.default, _aten.alias.default, _ate
 class QuantizedTensor(Tensor):
     """Base of all kinds of quantised weights.
 
-    A subclass keeps its numbers in ordinary tensors, whose names are in ``inner``, and says how to
-    compute with them. ``shape`` is that of the weight, ``dtype`` the one that its numbers have for
-    functions which know nothing of quantisation.
+    A subclass keeps its numbers in ordinary tensors, whose names are in ``part_names``, and says
+    how to compute with them. ``shape`` is that of the weight, ``dtype`` the one that its numbers
+    have for functions which know nothing of quantisation.
     """
 
-    inner: ClassVar[tuple[str, ...]]
+    part_names: ClassVar[tuple[str, ...]]
 
     @staticmethod
     def __new__(
-        cls: type[Self], shape: Sequence[int], dtype: torch.dtype, device: torch.device, **_: Any
-    ) -> Self:
-        return torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        cls: type, shape: Sequence[int], dtype: torch.dtype, device: torch.device, **_: Any
+    ) -> Any:
+        return torch.Tensor._make_wrapper_subclass(
             cls, tuple(shape), dtype=dtype, device=device, requires_grad=False
         )
 
@@ -61,7 +61,7 @@ class QuantizedTensor(Tensor):
 
     def parts(self) -> dict[str, Tensor]:
         """The tensors that it is made of, by name."""
-        return {name: getattr(self, name) for name in self.inner}
+        return {name: getattr(self, name) for name in self.part_names}
 
     @property
     def stored_bytes(self) -> int:
@@ -74,7 +74,7 @@ class QuantizedTensor(Tensor):
     # What makes torch move it like any parameter.
 
     def __tensor_flatten__(self) -> tuple[list[str], Any]:
-        return list(self.inner), self.dtype
+        return list(self.part_names), self.dtype
 
     @classmethod
     def __torch_function__(
@@ -89,7 +89,7 @@ class QuantizedTensor(Tensor):
             return _linear(*args, **kwargs)
         if func is F.conv2d:
             return _conv2d(*args, **kwargs)
-        return super().__torch_function__(func, types, args, kwargs)  # type: ignore[misc]
+        return super().__torch_function__(func, types, args, kwargs)
 
     @classmethod
     def __torch_dispatch__(
@@ -104,8 +104,7 @@ class QuantizedTensor(Tensor):
             dtype, device = kwargs.get("dtype"), kwargs.get("device")
             if dtype is None or dtype.is_floating_point:
                 return _moved(args[0], dtype, device, copied=func is _aten.clone.default)
-        args, kwargs = tree_map(plain, (tuple(args), dict(kwargs)))
-        return func(*args, **kwargs)
+        return func(*tree_map(plain, tuple(args)), **tree_map(plain, dict(kwargs)))
 
 
 def plain(value: Any) -> Any:

@@ -36,7 +36,7 @@ class WinogradTensor(QuantizedTensor):
         offsets: the scales times the sums of the integers, float32.
     """
 
-    inner = ("packed", "scales", "offsets")
+    part_names = ("packed", "scales", "offsets")
 
     packed: Tensor
     scales: Tensor

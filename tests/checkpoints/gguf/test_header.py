@@ -51,6 +51,8 @@ DAMAGED: dict[str, tuple[RawFile, str]] = {
         RawFile([RawTensor("a", [2**39, 2**39])], data=ROW), "impossible sizes"),
     "rows that blocks do not divide": (
         RawFile([RawTensor("a", [33], kind=8)], data=bytes(64)), "Q8_0 cannot divide"),
+    "a single number in blocks": (
+        RawFile([RawTensor("a", [], kind=8)], data=ROW), "rows of 1, which Q8_0 cannot divide"),
     "an unknown type": (RawFile([RawTensor("a", [8], kind=99)], data=ROW), "unknown type 99"),
     "a type for other models": (
         RawFile([RawTensor("a", [256], kind=16)], data=bytes(96)), "the type IQ2_XXS; types that"),

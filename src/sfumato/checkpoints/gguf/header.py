@@ -216,8 +216,9 @@ def _bytes_of(sizes: list[int], kind: BlockType, label: str) -> int:
         total *= size
         if not 0 < size < 2**40 or total >= 2**48:
             raise _Damaged(f"{label} has the impossible sizes {sizes}"[:200])
-    if (sizes[0] if sizes else 1) % kind.count:
-        raise _Damaged(f"{label} has rows of {sizes[0]}, which {kind.name} cannot divide")
+    row = sizes[0] if sizes else 1
+    if row % kind.count:
+        raise _Damaged(f"{label} has rows of {row}, which {kind.name} cannot divide")
     return total // kind.count * kind.size
 
 

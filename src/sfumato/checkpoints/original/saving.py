@@ -16,6 +16,7 @@ from sfumato.checkpoints.original import keys
 from sfumato.checkpoints.original.families import FAMILIES, family
 from sfumato.checkpoints.tensors import cast, save_safetensors
 from sfumato.errors import InputError
+from sfumato.quantization.tensor import plain
 
 _IMPLEMENTATION = "https://github.com/CompVis/stable-diffusion"
 _PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
@@ -68,13 +69,13 @@ def save_original(
 def original_tensors(
     component: str, network: nn.Module, *, alone: bool = False
 ) -> dict[str, Tensor]:
-    """A network's tensors under their names in the original layout.
+    """A network's tensors under their names in the original layout, quantised ones plain.
 
     Raises:
         InputError: the network is none of Stable Diffusion's.
         CheckpointError: a tensor has no place in that layout.
     """
-    state = state_to_save(network)
+    state = {name: plain(tensor) for name, tensor in state_to_save(network).items()}
     config: Any = getattr(network, "config", None)
     if component == "text_encoder":
         return _text_tensors(state, config, alone)
