@@ -39,7 +39,7 @@ PipelineT = TypeVar("PipelineT")
 #: Arguments of `load_single_file` besides components, settings and what concerns the hub.
 KEYWORDS = (
     "torch_dtype", "dtype", "config", "original_config", "prediction_type", "extract_ema",
-    "disable_mmap", "check_finite",
+    "disable_mmap", "check_finite", "quantization",
 )  # fmt: skip
 
 #: Deprecated arguments, and what to use now.
@@ -73,6 +73,7 @@ def load_single_file(
     reject_unknown(f"{pipeline_class.__name__}.from_single_file()", options, known)
     dtype = placement.one_dtype(options.pop("torch_dtype", None), options.pop("dtype", None))
     placement.check_dtypes(dtype, names)
+    placement.check_quantization(options.get("quantization"), names)
     chosen = None
     if dtype is None and "unet" not in given and not isinstance(path, Mapping):
         dtype = chosen = policy.default_dtype(Path(path))
@@ -150,6 +151,7 @@ def _component(
         dtype=chosen_dtype(placement.dtype_for(options.get("dtype"), name), None),
         check_finite=options.get("check_finite"),
         disable_mmap=bool(options.get("disable_mmap", False)),
+        quantization=placement.quantization_for(options.get("quantization"), name),
     )
     logger.info("Loaded %s from %s.", name, checkpoint.source.where)
     return network

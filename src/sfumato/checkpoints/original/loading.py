@@ -46,6 +46,7 @@ from sfumato.checkpoints.source import Source, TensorSource, open_source, shapes
 from sfumato.checkpoints.tensors import cast
 from sfumato.errors import CheckpointError, InputError, ModelNotFoundError
 from sfumato.models.legacy import rename_legacy_keys
+from sfumato.quantization.storage import agreed, quantize_loaded
 
 logger = logging.getLogger(__name__)
 
@@ -156,6 +157,7 @@ class OriginalCheckpoint:
         device: str | torch.device = "cpu",
         check_finite: bool | None = None,
         disable_mmap: bool = False,
+        quantization: str | None = None,
     ) -> Any:
         """Load one network, in eval mode.
 
@@ -167,6 +169,7 @@ class OriginalCheckpoint:
             check_finite: refuse NaN and infinity; ``None`` checks all but mapped files from 2 GiB
                 on.
             disable_mmap: read large files into memory instead of mapping them.
+            quantization: as of `sfumato.checkpoints.folders.load_model`.
 
         Raises:
             CheckpointError: it is not in the file, damaged, or does not fit its configuration.
@@ -179,20 +182,24 @@ class OriginalCheckpoint:
         names = self._used_names(part, rules, set(model.state_dict()))
         where = f"{self.source.where} ({component})"
         check_fit(model, self._renamed_shapes(part, rules, names), where)
-        device = torch.device(device)
+        kind = agreed(quantization, None, where)
+        place = torch.device("cpu" if kind else device)
         tensors = self.source.read(
             names.values(),
-            dtype=dtype,
-            device=device,
-            check_finite=check_finite,
+            dtype=None if kind else dtype,
+            device=place,
+            check_finite=False if kind else check_finite,
             mmap=False if disable_mmap else None,
         )
-        if dtype is None:  # one type for all, that of the first
-            dtype = floating_dtype(tensors.values(), None)
-            tensors = {name: cast(tensor, dtype, device) for name, tensor in tensors.items()}
+        final = floating_dtype(tensors.values(), dtype)
+        if dtype is None and kind is None:  # one type for all, that of the first
+            tensors = {name: cast(tensor, final, place) for name, tensor in tensors.items()}
         own = {short: tensors[name] for short, name in names.items()}
+        del tensors
         assign(model, rules.tensors_to_diffusers(own) if rules else own, where)
-        return model.to(device=device, dtype=dtype)
+        if kind is not None:
+            quantize_loaded(model, kind, final, where, check_finite=check_finite)
+        return model.to(device=device, dtype=final)
 
     def config(self, component: str) -> dict[str, Any]:
         """The configuration that `network` would use."""
@@ -376,6 +383,7 @@ def load_single_network(
     device: str | torch.device = "cpu",
     check_finite: bool | None = None,
     disable_mmap: bool = False,
+    quantization: str | None = None,
     config: str | os.PathLike[str] | None = None,
     subfolder: str | None = None,
     original_config: Any = None,
@@ -410,4 +418,5 @@ def load_single_network(
         device=device,
         check_finite=check_finite,
         disable_mmap=disable_mmap,
+        quantization=quantization,
     )
