@@ -13,6 +13,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "exponential.h"
 #include "scratch.h"
 #include "threads.h"
 
@@ -38,7 +39,6 @@ enum { BLOCK_WORDS = 96, BLOCK = BLOCK_WORDS * PER_WORD };
 
 /* Weights below this leave room to add up 2^60 of them in float32. */
 #define ROOM 0x1p60f
-#define LOG2E 1.44269504f
 
 /* One call. Packed keys and values of a head take `keys_step` and `values_step` words. */
 struct job {

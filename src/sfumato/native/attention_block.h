@@ -12,25 +12,7 @@
 
 #include "attention.h"
 
-#define INLINE TARGET static inline __attribute__((always_inline))
 #define BIAS(part, r, c) _mm512_load_ps((part)->bias_tile + (r) * LANES + 16 * (c))
-
-/* 2 to the power of x, by the polynomial with the least relative error: 3e-6 where the result is
- * rounded to bfloat16, 2e-9 otherwise. NaN for infinite x. */
-INLINE __m512 power_of_two(__m512 x) {
-    static const float short_one[] = {0.00957010221f, 0.0559178591f, 0.240247443f, 0.693121791f,
-                                      0.999999285f};
-    static const float long_one[] = {0.000153458124f, 0.00133999309f, 0.00961848907f, 0.0555032864f,
-                                     0.240226462f,    0.693147182f,   1.0f};
-    const float *terms = PER_WORD == 2 ? short_one : long_one;
-    const int count = PER_WORD == 2 ? 5 : 7;
-    __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __m512 rest = _mm512_sub_ps(x, whole), sum = _mm512_set1_ps(terms[0]);
-#pragma GCC unroll 6
-    for (int i = 1; i < count; i++)
-        sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(terms[i]));
-    return _mm512_scalef_ps(sum, whole);
-}
 
 /* Add to the sums: up to TILE rows of the left operand, `stride` words apart, times all of the
  * right one. */

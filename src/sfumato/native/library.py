@@ -47,12 +47,30 @@ _TYPED_ARGUMENTS: dict[str, tuple[type, ...]] = {
         *(c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
         *(c_int, c_int, c_float, _SIZES, c_int),
     ),
+    # from, to, weight, bias, sizes, epsilon, activation, threads
+    "sfumato_group_norm": (
+        *(c_void_p, c_void_p, c_void_p, c_void_p),
+        *(_SIZES, c_float, c_int, c_int),
+    ),
+    # from, to, weight, bias, rows, channels, epsilon, threads
+    "sfumato_layer_norm": (
+        *(c_void_p, c_void_p, c_void_p, c_void_p),
+        *(c_long, c_long, c_float, c_int),
+    ),
+    # from, to, rows, channels, threads
+    "sfumato_geglu": (c_void_p, c_void_p, c_long, c_long, c_int),
+    # from, to, number of elements, activation, threads
+    "sfumato_activate": (c_void_p, c_void_p, c_long, c_int, c_int),
 }
 _RESULTS = {"sfumato_features": c_int, "sfumato_ceiling": c_float,
             "sfumato_linear_int8": c_int, "sfumato_convolve_int8": c_int,
     "sfumato_winograd_int8": c_int}  # fmt: skip
 _TYPED_RESULTS: dict[str, type] = dict.fromkeys(
-    ("sfumato_linear", "sfumato_convolve", "sfumato_winograd", "sfumato_attention"), c_int
+    (
+        *("sfumato_linear", "sfumato_convolve", "sfumato_winograd", "sfumato_attention"),
+        "sfumato_group_norm",
+    ),
+    c_int,
 )
 TYPES = ("bfloat16", "float32")
 
