@@ -293,7 +293,7 @@ def _inspect_folder(path: Path, verify: bool) -> FileInfo:
         kind="folder",
         description=f"a folder of {index.class_name or 'a pipeline'}",
         format="diffusers",
-        base_model=_base_of_config(unet),
+        base_model=_base_of_pipeline(index.class_name or "") or _base_of_config(unet),
         prediction_type=said if isinstance(said, str) else None,
         prediction_reason="the folder's scheduler" if said else None,
         components={name: str(kind) for name, kind in present.items()},
@@ -329,6 +329,10 @@ def _weights(folder: Path) -> list[Path]:
 
 def _config(folder: Path, name: str, root: Path) -> dict[str, Any]:
     return read_config(folder, name, root) if (folder / name).is_file() else {}
+
+
+def _base_of_pipeline(name: str) -> str | None:
+    return "Latent diffusion" if name.startswith(("LDM", "LatentDiffusion")) else None
 
 
 def _base_of_config(config: Mapping[str, Any]) -> str | None:
