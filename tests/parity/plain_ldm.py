@@ -80,11 +80,32 @@ def unet(
         f"{root}time_embed.2", F.silu(w.linear(f"{root}time_embed.0", emb, 4 * base)), 4 * base
     )
 
-    def resnet(name: str, x: Tensor, out: int) -> Tensor:
-        h = w.conv(f"{name}.in_layers.2", F.silu(w.groups(f"{name}.in_layers.0", x)), out)
-        h = h + w.linear(f"{name}.emb_layers.1", F.silu(emb), out)[:, :, None, None]
-        h = w.conv(f"{name}.out_layers.3", F.silu(w.groups(f"{name}.out_layers.0", h)), out)
+    scales, in_resnet = config.get("use_scale_shift_norm"), config.get("resblock_updown")
+
+    def resnet(name: str, x: Tensor, out: int, resize: Any = None) -> Tensor:
+        h = F.silu(w.groups(f"{name}.in_layers.0", x))
+        if resize is not None:
+            x, h = resize(x), resize(h)
+        h = w.conv(f"{name}.in_layers.2", h, out)
+        time = w.linear(f"{name}.emb_layers.1", F.silu(emb), 2 * out if scales else out)
+        time = time[:, :, None, None]
+        if scales:
+            scale, shift = time.chunk(2, dim=1)
+            h = w.groups(f"{name}.out_layers.0", h) * (1 + scale) + shift
+        else:
+            h = w.groups(f"{name}.out_layers.0", h + time)
+        h = w.conv(f"{name}.out_layers.3", F.silu(h), out)
         return h + (x if x.shape[1] == out else w.conv(f"{name}.skip_connection", x, out, 1))
+
+    def halve(name: str, x: Tensor, width: int) -> Tensor:
+        if in_resnet:
+            return resnet(name, x, width, lambda t: F.avg_pool2d(t, 2))
+        return w.conv(f"{name}.op", x, width, stride=2)
+
+    def double(name: str, x: Tensor, width: int) -> Tensor:
+        if in_resnet:
+            return resnet(name, x, width, lambda t: F.interpolate(t, scale_factor=2))
+        return w.conv(f"{name}.conv", F.interpolate(x, scale_factor=2, mode="nearest"), width)
 
     def attend(name: str, x: Tensor) -> Tensor:
         channels = x.shape[1]
@@ -105,7 +126,7 @@ def unet(
             skips.append(x)
             index += 1
         if level < len(widths) - 1:
-            x = w.conv(f"{root}input_blocks.{index}.0.op", x, width, stride=2)
+            x = halve(f"{root}input_blocks.{index}.0", x, width)
             skips.append(x)
             index, scale = index + 1, scale * 2
     x = resnet(f"{root}middle_block.0", x, widths[-1])
@@ -119,8 +140,7 @@ def unet(
             if scale in config["attention_resolutions"]:
                 x, place = attend(f"{root}output_blocks.{index}.1", x), 2
             if level and layer == config["num_res_blocks"]:
-                x = F.interpolate(x, scale_factor=2, mode="nearest")
-                x = w.conv(f"{root}output_blocks.{index}.{place}.conv", x, width)
+                x = double(f"{root}output_blocks.{index}.{place}", x, width)
                 scale //= 2
             index += 1
     return w.conv(f"{root}out.2", F.silu(w.groups(f"{root}out.0", x)), config["out_channels"])
@@ -180,9 +200,10 @@ def _vae_attention(w: Weights, name: str, x: Tensor) -> Tensor:
     return x + w.conv(f"{name}.proj_out", mixed, c, 1)
 
 
-def _vae_middle(w: Weights, name: str, x: Tensor) -> Tensor:
+def _vae_middle(w: Weights, name: str, dd: Mapping[str, Any], x: Tensor) -> Tensor:
     x = _vae_resnet(w, f"{name}.mid.block_1", x, x.shape[1])
-    x = _vae_attention(w, f"{name}.mid.attn_1", x)
+    if dd.get("attn_type") != "none":
+        x = _vae_attention(w, f"{name}.mid.attn_1", x)
     return _vae_resnet(w, f"{name}.mid.block_2", x, x.shape[1])
 
 
@@ -200,7 +221,7 @@ def encode(w: Weights, dd: Mapping[str, Any], embed_dim: int, x: Tensor) -> Tens
             x = F.pad(x, (0, 1, 0, 1))
             x = w.conv(f"{root}.down.{level}.downsample.conv", x, x.shape[1], stride=2, padding=0)
             side //= 2
-    x = F.silu(w.groups(f"{root}.norm_out", _vae_middle(w, root, x), 1e-6))
+    x = F.silu(w.groups(f"{root}.norm_out", _vae_middle(w, root, dd, x), 1e-6))
     double = 2 if dd["double_z"] else 1
     x = w.conv(f"{root}.conv_out", x, dd["z_channels"] * double)
     return w.conv("first_stage_model.quant_conv", x, embed_dim * double, 1)
@@ -220,7 +241,7 @@ def decode(w: Weights, dd: Mapping[str, Any], z: Tensor) -> Tensor:
     root = "first_stage_model.decoder"
     z = w.conv("first_stage_model.post_quant_conv", z, dd["z_channels"], 1)
     side = dd["resolution"] // 2 ** (len(dd["ch_mult"]) - 1)
-    x = _vae_middle(w, root, w.conv(f"{root}.conv_in", z, dd["ch"] * dd["ch_mult"][-1]))
+    x = _vae_middle(w, root, dd, w.conv(f"{root}.conv_in", z, dd["ch"] * dd["ch_mult"][-1]))
     for level, mult in reversed(list(enumerate(dd["ch_mult"]))):
         for layer in range(dd["num_res_blocks"] + 1):
             x = _vae_resnet(w, f"{root}.up.{level}.block.{layer}", x, dd["ch"] * mult)

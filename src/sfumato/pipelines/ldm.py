@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ class LDMPipeline(VqvaePipeline):
         unet: `UNet2DModel`.
         scheduler: which noise levels to pass through, and how.
     """
+
+    _made_for: ClassVar[tuple[str, ...]] = ("LDMPipeline",)
 
     @torch.no_grad()
     def __call__(

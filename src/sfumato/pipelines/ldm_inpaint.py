@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +77,8 @@ class LDMInpaintPipeline(VqvaePipeline):
             mask.
         scheduler: which noise levels to pass through, and how.
     """
+
+    _made_for: ClassVar[tuple[str, ...]] = ("LDMInpaintPipeline",)
 
     @cached_property
     def mask_processor(self) -> VaeImageProcessor:

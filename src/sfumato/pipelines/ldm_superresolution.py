@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL.Image import Image
@@ -73,6 +73,8 @@ class LDMSuperResolutionPipeline(VqvaePipeline):
         unet: `UNet2DModel`, whose input is the latents and the picture.
         scheduler: which noise levels to pass through, and how.
     """
+
+    _made_for: ClassVar[tuple[str, ...]] = ("LDMSuperResolutionPipeline",)
 
     @cached_property
     def small_image_processor(self) -> VaeImageProcessor:

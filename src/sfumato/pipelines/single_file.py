@@ -23,9 +23,9 @@ from sfumato.checkpoints.original.companions import (
     make_scheduler,
     make_tokenizer,
 )
-from sfumato.checkpoints.original.families import Family
+from sfumato.checkpoints.original.families import CLASS_NAMES, Family
 from sfumato.checkpoints.original.folder_config import local_config
-from sfumato.checkpoints.original.loading import CLASS_NAMES, OriginalCheckpoint, open_checkpoint
+from sfumato.checkpoints.original.loading import OriginalCheckpoint, open_checkpoint
 from sfumato.checkpoints.original.saving import save_original
 from sfumato.config import check_int
 from sfumato.errors import CheckpointError, InputError
@@ -87,7 +87,7 @@ def load_single_file(
         extract_ema=bool(options.get("extract_ema", False)),
         overrides=overrides,
     )
-    _warn_of_purpose(checkpoint, pipeline_class.__name__)
+    _check_purpose(checkpoint, pipeline_class)
     found = {
         name: _component(checkpoint, name, options, scheduler_type)
         for name in sorted(names - set(given))
@@ -144,10 +144,11 @@ def _component(
         return make_low_res_scheduler(checkpoint)
     if name == "tokenizer":
         return make_tokenizer(checkpoint)
-    if name not in CLASS_NAMES:
+    component = "vae" if name == "vqvae" else name
+    if component not in CLASS_NAMES:
         return None
     network = checkpoint.network(
-        name,
+        component,
         dtype=chosen_dtype(placement.dtype_for(options.get("dtype"), name), None),
         check_finite=options.get("check_finite"),
         disable_mmap=bool(options.get("disable_mmap", False)),
@@ -192,9 +193,21 @@ def _original_settings(checkpoint: OriginalCheckpoint) -> Mapping[str, Any]:
     return {} if checkpoint.original is None else checkpoint.original.settings
 
 
-def _warn_of_purpose(checkpoint: OriginalCheckpoint, class_name: str) -> None:
-    """Say so when the file's network takes more than this pipeline gives it."""
-    wanted = checkpoint.family.pipeline
+def _check_purpose(checkpoint: OriginalCheckpoint, pipeline_class: type[Any]) -> None:
+    """Say so when the file's network takes more than this pipeline gives it.
+
+    Raises:
+        CheckpointError: the pipeline is for models of the latent diffusion paper and the file is
+            none, or the other way round.
+    """
+    class_name, wanted = pipeline_class.__name__, checkpoint.family.pipeline
+    made_for = getattr(pipeline_class, "_made_for", ())
+    if (checkpoint.family.is_latent_diffusion or made_for) and wanted not in made_for:
+        raise CheckpointError(
+            f"{checkpoint.source.where} is {checkpoint.family.title}, which {class_name} does not "
+            "draw with.",
+            hint=f"Load it with `{wanted}.from_single_file`.",
+        )
     if class_name == "StableDiffusionPipeline" and wanted != class_name:
         logger.warning(
             "%s is %s, whose network takes more than text: it is loaded, but %s cannot draw with "

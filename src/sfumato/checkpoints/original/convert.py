@@ -26,8 +26,8 @@ from sfumato.checkpoints.original.companions import (
     make_scheduler,
     make_tokenizer,
 )
+from sfumato.checkpoints.original.families import CLASS_NAMES
 from sfumato.checkpoints.original.loading import (
-    CLASS_NAMES,
     OriginalCheckpoint,
     network_class,
     open_checkpoint,

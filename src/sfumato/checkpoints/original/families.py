@@ -13,6 +13,7 @@ from importlib.resources import files
 from typing import Any
 
 from sfumato.checkpoints.jsonfile import parse_json
+from sfumato.checkpoints.original.first_stages import first_stage
 from sfumato.checkpoints.original.parts import find_part
 from sfumato.checkpoints.recognise import SDXL, SDXL_REFINER, recognise
 from sfumato.errors import CheckpointError
@@ -28,7 +29,21 @@ FAMILIES = (
     "stable-diffusion-v2-inpainting",
     "stable-diffusion-x4-upscaler",
 )
+#: The models of the latent diffusion paper itself; see `latent`.
+LATENT_FAMILIES = (
+    "latent-diffusion",
+    "latent-diffusion-churches",
+    "latent-diffusion-super-resolution",
+    "latent-diffusion-inpainting",
+)
 _NETWORKS = ("unet", "vae", "text_encoder", "tokenizer")
+
+#: The class that each component has here, in most families.
+CLASS_NAMES = {
+    "unet": "UNet2DConditionModel",
+    "vae": "AutoencoderKL",
+    "text_encoder": "CLIPTextModel",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +51,7 @@ class Family:
     """What the published checkpoints of one architecture have in common.
 
     Attributes:
-        name: one of `FAMILIES`.
+        name: one of `FAMILIES` or `LATENT_FAMILIES`.
         title: for people.
         pipeline: the class in diffusers that it is made for.
         modelspec: the architecture's name in the metadata standard ``modelspec``.
@@ -45,6 +60,7 @@ class Family:
             with their ``_class_name``; the last is of the upscaler alone.
         tokenizer: arguments of the tokenizer.
         settings: of the pipeline.
+        classes: of components, where they are not those of `CLASS_NAMES`.
     """
 
     name: str
@@ -54,18 +70,32 @@ class Family:
     repositories: tuple[str, ...] = ()
     unet: Mapping[str, Any]
     vae: Mapping[str, Any]
-    text_encoder: Mapping[str, Any]
-    tokenizer: Mapping[str, Any]
+    text_encoder: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer: Mapping[str, Any] = field(default_factory=dict)
     scheduler: Mapping[str, Any]
     low_res_scheduler: Mapping[str, Any] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    classes: Mapping[str, str] = field(default_factory=dict)
+
+    def class_of(self, component: str) -> str:
+        """The name of a component's class."""
+        return {**CLASS_NAMES, **self.classes}[component]
+
+    @property
+    def is_latent_diffusion(self) -> bool:
+        """Whether it is a model of the latent diffusion paper itself."""
+        return self.name in LATENT_FAMILIES
 
 
 @cache
 def family(name: str) -> Family:
-    """The family of that name, one of `FAMILIES`."""
+    """The family of that name, one of `FAMILIES` or `LATENT_FAMILIES`."""
     values = _merged(name)
-    values["repositories"] = tuple(values["repositories"])
+    values["repositories"] = tuple(values.get("repositories", ()))
+    if stage := values.pop("first_stage", None):
+        kind, config = first_stage(stage)
+        values["vae"] = {**config, **values.get("vae", {})}
+        values["classes"] = {**values.get("classes", {}), "vae": kind}
     return Family(name=name, **values)
 
 
@@ -77,13 +107,15 @@ def _merged(name: str) -> dict[str, Any]:
     if like is None:
         return values
     base = _merged(like)
-    networks = {k: {**base[k], **values.get(k, {})} for k in _NETWORKS}
+    merged = {k: {**base.get(k, {}), **values.get(k, {})} for k in (*_NETWORKS, "classes")}
+    networks = {k: v for k, v in merged.items() if v}
     return {**base, **values, **networks}
 
 
 def family_of_repository(repository: str) -> Family | None:
     """The family that was published under this name on the hub, if it is known."""
-    return next((family(n) for n in FAMILIES if repository in family(n).repositories), None)
+    names = (*FAMILIES, *LATENT_FAMILIES)
+    return next((family(n) for n in names if repository in family(n).repositories), None)
 
 
 def detect_family(shapes: Mapping[str, Shape], where: str, *, unet_only: bool = False) -> Family:
@@ -100,12 +132,16 @@ def detect_family(shapes: Mapping[str, Shape], where: str, *, unet_only: bool = 
     Raises:
         CheckpointError: the file is of another family, or no checkpoint.
     """
+    from sfumato.checkpoints.original import latent  # whose families are made by this module
+
     unet = find_part(shapes, "unet")
     if unet is None or unet.layout == "diffusers":
         raise _not_loadable(shapes, where)
     if not unet_only:
         _refuse_special(shapes, where)
     own = {short: shapes[name] for short, name in unet.names.items()}
+    if latent.is_plain(own):
+        return latent.plain_family(shapes, own, where, unet_only=unet_only)
     if "label_emb.0.0.weight" in own and not unet_only:
         raise _other_pipeline(where, "an unCLIP checkpoint, which begins from an image's embedding")
     channels = own["input_blocks.0.0.weight"][1:2]

@@ -7,7 +7,7 @@ its name on the other side; what lies below a module is named alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +56,35 @@ STACKED = Form(
     _join,
     lambda s: [(s[0] // 3, *s[1:])] * 3 if s and s[0] % 3 == 0 else [s] * 3,
 )
+
+#: The same for layers that the original applies to rows of pixels, without a second axis of them.
+ROWWISE = Form(
+    POINTWISE.to_diffusers,
+    lambda parts: parts[0][:, :, None] if parts[0].ndim == 2 else parts[0],
+    POINTWISE.shapes,
+)
+
+
+def by_heads(heads: int) -> Form:
+    """Queries, keys and values that the original stacks head by head, in one such layer."""
+
+    def split(t: Tensor) -> list[Tensor]:
+        rows = t.reshape(heads, 3, -1, *t.shape[1:2])
+        return [rows[:, i].reshape(-1, *t.shape[1:2]) for i in range(3)]
+
+    def join(parts: list[Tensor]) -> Tensor:
+        import torch
+
+        rows = torch.stack([p.reshape(heads, -1, *p.shape[1:]) for p in parts], dim=1)
+        joined = rows.reshape(-1, *parts[0].shape[1:])
+        return joined[:, :, None] if joined.ndim == 2 else joined
+
+    def shapes(s: Shape) -> list[Shape]:
+        fits = bool(s) and s[0] % (3 * heads) == 0
+        return [(s[0] // 3, *s[1:2])] * 3 if fits else [s] * 3
+
+    return Form(split, join, shapes)
+
 
 #: A matrix on the original side that is multiplied from the right, a linear layer on the other.
 TRANSPOSED = Form(
@@ -192,44 +221,84 @@ UNET_BLOCKS: Mapping[str, Any] = {
 
 def unet_keys(config: Mapping[str, Any]) -> KeyMap:
     """The rules of a UNet with these blocks (a configuration, or a part such as `UNET_BLOCKS`)."""
-    return KeyMap(Rule(old, (new,)) for old, new in _unet_pairs(config))
+    return KeyMap(_unet_rules(config))
 
 
-def _unet_pairs(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _unet_rules(config: Mapping[str, Any]) -> Iterator[Rule]:
     down, up = config["down_block_types"], config["up_block_types"]
     layers = _each(config["layers_per_block"], len(down))
-    yield from _UNET_ENDS.items()
+    yield from (Rule(old, (new,)) for old, new in _UNET_ENDS.items())
     index = 1
     for block, kind in enumerate(down):
         new = f"down_blocks.{block}"
         for layer in range(layers[block]):
             yield from _resnet(f"input_blocks.{index}.0", f"{new}.resnets.{layer}")
             if "Attn" in kind:
-                yield f"input_blocks.{index}.1", f"{new}.attentions.{layer}"
+                where = f"input_blocks.{index}.1", f"{new}.attentions.{layer}"
+                yield from _attention(*where, kind, config, block)
             index += 1
         if block < len(down) - 1:
-            yield f"input_blocks.{index}.0.op", f"{new}.downsamplers.0.conv"
+            old, resizer = f"input_blocks.{index}.0", f"{new}.downsamplers.0"
+            if _resizes_in_resnet(kind, config.get("downsample_type")):
+                yield from _resnet(old, resizer)
+            else:
+                yield Rule(f"{old}.op", (f"{resizer}.conv",))
             index += 1
     if config.get("mid_block_type") is not None:
         yield from _resnet("middle_block.0", "mid_block.resnets.0")
-        yield "middle_block.1", "mid_block.attentions.0"
+        kind = "AttnDownBlock2D" if "add_attention" in config else "CrossAttn"
+        yield from _attention(
+            "middle_block.1", "mid_block.attentions.0", kind, config, len(down) - 1
+        )
         yield from _resnet("middle_block.2", "mid_block.resnets.1")
+    yield from _up_rules(config, up, layers[::-1])
+
+
+def _up_rules(
+    config: Mapping[str, Any], kinds: Sequence[str], layers: Sequence[int]
+) -> Iterator[Rule]:
     index = 0
-    for block, kind in enumerate(up):
+    for block, kind in enumerate(kinds):
         new = f"up_blocks.{block}"
-        for layer in range(layers[::-1][block] + 1):
+        for layer in range(layers[block] + 1):
             yield from _resnet(f"output_blocks.{index}.0", f"{new}.resnets.{layer}")
             if "Attn" in kind:
-                yield f"output_blocks.{index}.1", f"{new}.attentions.{layer}"
+                where = f"output_blocks.{index}.1", f"{new}.attentions.{layer}"
+                yield from _attention(*where, kind, config, len(kinds) - 1 - block)
             index += 1
-        if block < len(up) - 1:
+        if block < len(kinds) - 1:
             place = 2 if "Attn" in kind else 1
-            yield f"output_blocks.{index - 1}.{place}.conv", f"{new}.upsamplers.0.conv"
+            old, resizer = f"output_blocks.{index - 1}.{place}", f"{new}.upsamplers.0"
+            if _resizes_in_resnet(kind, config.get("upsample_type")):
+                yield from _resnet(old, resizer)
+            else:
+                yield Rule(f"{old}.conv", (f"{resizer}.conv",))
 
 
-def _resnet(old: str, new: str) -> Iterator[tuple[str, str]]:
+def _resizes_in_resnet(kind: str, resampling: Any) -> bool:
+    """Blocks without attention say it in their names, the others in the configuration."""
+    return kind.startswith("Resnet") or (kind.startswith("Attn") and resampling == "resnet")
+
+
+def _attention(
+    old: str, new: str, kind: str, config: Mapping[str, Any], level: int
+) -> Iterator[Rule]:
+    """A transformer, or plain self-attention at a level counted from the picture."""
+    if not kind.startswith("Attn"):
+        yield Rule(old, (new,))
+        return
+    width = config["block_out_channels"][level]
+    dims = config["attention_head_dim"]
+    dim = dims[level] if isinstance(dims, list | tuple) else dims
+    yield Rule(f"{old}.norm", (f"{new}.group_norm",))
+    parts = tuple(f"{new}.to_{p}" for p in "qkv")
+    yield Rule(f"{old}.qkv", parts, by_heads(width // (dim or width)))
+    yield Rule(f"{old}.proj_out", (f"{new}.to_out.0",), ROWWISE)
+
+
+def _resnet(old: str, new: str) -> Iterator[Rule]:
     for inside, name in _RESNET.items():
-        yield f"{old}.{inside}", f"{new}.{name}"
+        yield Rule(f"{old}.{inside}", (f"{new}.{name}",))
 
 
 def _each(value: Any, count: int) -> list[int]:
@@ -254,7 +323,7 @@ def autoencoder_keys(config: Mapping[str, Any]) -> KeyMap:
 
 def _autoencoder_rules(config: Mapping[str, Any]) -> Iterator[Rule]:
     blocks, layers = len(config["down_block_types"]), config["layers_per_block"]
-    for name in ("quant_conv", "post_quant_conv"):
+    for name in ("quant_conv", "post_quant_conv", "quantize.embedding"):
         yield Rule(name, (name,))
     for side in ("encoder", "decoder"):
         for name in ("conv_in", "conv_out"):

@@ -30,8 +30,10 @@ from sfumato.checkpoints.classes import CLASSES
 from sfumato.checkpoints.fitting import assign, build_without_memory, check_fit
 from sfumato.checkpoints.hub import local_file
 from sfumato.checkpoints.hub_names import take_hub_options
-from sfumato.checkpoints.original import keys
+from sfumato.checkpoints.original import keys, latent, sizes
 from sfumato.checkpoints.original.families import (
+    CLASS_NAMES,
+    LATENT_FAMILIES,
     Family,
     detect_family,
     family,
@@ -41,7 +43,6 @@ from sfumato.checkpoints.original.folder_config import FolderConfig, local_confi
 from sfumato.checkpoints.original.original_config import OriginalConfig, read_original_config
 from sfumato.checkpoints.original.parts import AVERAGE_PREFIX, Part, averaged, find_part
 from sfumato.checkpoints.original.prediction import Prediction, choose_prediction
-from sfumato.checkpoints.original.sizes import autoencoder_sizes, text_sizes, unet_sizes
 from sfumato.checkpoints.source import Source, TensorSource, open_source, shapes_of
 from sfumato.checkpoints.tensors import cast
 from sfumato.errors import CheckpointError, InputError, ModelNotFoundError
@@ -52,11 +53,18 @@ logger = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
 
-#: The class that each component has here.
-CLASS_NAMES = {
-    "unet": "UNet2DConditionModel",
-    "vae": "AutoencoderKL",
-    "text_encoder": "CLIPTextModel",
+#: For each class the sizes that shapes tell, and the rules of its names.
+_READERS = {
+    "UNet2DConditionModel": (sizes.unet_sizes, keys.unet_keys),
+    "UNet2DModel": (sizes.unet_2d_sizes, keys.unet_keys),
+    "AutoencoderKL": (sizes.autoencoder_sizes, keys.autoencoder_keys),
+    "VQModel": (sizes.vq_sizes, keys.autoencoder_keys),
+}
+
+#: What each class is in a model.
+_COMPONENTS = {name: component for component, name in CLASS_NAMES.items()} | {
+    "UNet2DModel": "unet",
+    "VQModel": "vae",
 }
 
 #: What files hold below a network's prefix besides its weights: leftovers of training, and layers
@@ -175,7 +183,8 @@ class OriginalCheckpoint:
             CheckpointError: it is not in the file, damaged, or does not fit its configuration.
             ConfigError: its configuration is out of range.
         """
-        model_class = model_class or network_class(component)
+        model_class = model_class or network_class(component, self.family)
+        _require_class(model_class, self.family.class_of(component), self.source.where)
         part = self.part(component)
         config, rules = self._plan(component, part)
         model = build_without_memory(model_class, model_class.config_class.from_dict(config))  # type: ignore[attr-defined]
@@ -214,15 +223,22 @@ class OriginalCheckpoint:
         own = {short: self.shapes[name] for short, name in part.names.items()}
         if component == "text_encoder":
             rules = keys.open_clip_keys() if part.layout == "open_clip" else keys.clip_keys()
-            sizes = text_sizes(rules.shapes_to_diffusers(own), usual, self._text_layers())
-            return {**sizes, **(given or {}), **overrides}, rules
+            found = sizes.text_sizes(rules.shapes_to_diffusers(own), usual, self._text_layers())
+            return {**found, **(given or {}), **overrides}, rules
         if part.layout == "diffusers":
             return {**(given or {**usual, **said}), **overrides}, None
-        sizes = unet_sizes if component == "unet" else autoencoder_sizes
-        make = keys.unet_keys if component == "unet" else keys.autoencoder_keys
-        found = given or {**sizes(own, usual), **said}
-        config = {**found, **overrides}
-        return config, make(_with_defaults(component, config))
+        kind = self.family.class_of(component)
+        read, make = _READERS[kind]
+        scaled = self._latent_scale() if component == "vae" else {}
+        config = {**(given or {**read(own, usual), **said, **scaled}), **overrides}
+        return config, make(_class_named(kind).config_class.from_dict(config))  # type: ignore[attr-defined]
+
+    def _latent_scale(self) -> dict[str, float]:
+        """The factor of the latents that a model of the paper found out in training."""
+        if not self.family.is_latent_diffusion or latent.SCALE not in self.source.tensors:
+            return {}
+        tensor = self.source.read([latent.SCALE])[latent.SCALE]
+        return {"scaling_factor": float(tensor)} if tensor.numel() == 1 else {}
 
     def _family_of(self, component: str) -> Family:
         """The autoencoder and the text encoder do not depend on what the UNet predicts."""
@@ -268,15 +284,22 @@ class OriginalCheckpoint:
         return float(tensor.std(unbiased=False))
 
 
-def network_class(component: str) -> type[nn.Module]:
-    """This package's class for a component."""
-    name = CLASS_NAMES[component]
+def network_class(component: str, of: Family | None = None) -> type[nn.Module]:
+    """This package's class for a component, in a family if it is given."""
+    return _class_named(CLASS_NAMES[component] if of is None else of.class_of(component))
+
+
+def _class_named(name: str) -> type[nn.Module]:
     return getattr(import_module(CLASSES[name][1]), name)
 
 
-def _with_defaults(component: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The configuration with the class's defaults, as the rules of names need it."""
-    return network_class(component).config_class.from_dict(config)  # type: ignore[attr-defined]
+def _require_class(model_class: type[nn.Module], wanted: str, where: str) -> None:
+    """Raise `CheckpointError` when a file holds a network of another class than is asked for."""
+    if wanted not in {base.__name__ for base in model_class.__mro__}:
+        raise CheckpointError(
+            f"{where} holds a {wanted}, not a {model_class.__name__}.",
+            hint=f"Load it with `{wanted}.from_single_file`.",
+        )
 
 
 def open_checkpoint(
@@ -364,6 +387,8 @@ def _family_of_part(shapes: Mapping[str, Shape], component: str) -> Family:
     part = find_part(shapes, component)
     names = part.names if part is not None else {}
     own = {short: shapes[name] for short, name in names.items()}
+    if component == "vae" and latent.is_of_the_paper(own):
+        return latent.with_first_stage(family(LATENT_FAMILIES[0]), shapes)
     if component == "vae":
         blocks = sum(1 for i in range(8) if f"encoder.down.{i}.block.0.conv1.weight" in own)
         return family("stable-diffusion-x4-upscaler" if blocks == 3 else "stable-diffusion-v1")
@@ -392,7 +417,7 @@ def load_single_network(
 ) -> Any:
     """Load a network from a file; ``from_single_file`` of the networks describes the arguments."""
     bases = {base.__name__ for base in model_class.__mro__}
-    component = next((c for c, name in CLASS_NAMES.items() if name in bases), None)
+    component = next((c for name, c in _COMPONENTS.items() if name in bases), None)
     if component is None:
         raise InputError(f"{model_class.__name__} has no original layout to load from.")
     hub = take_hub_options(fields)

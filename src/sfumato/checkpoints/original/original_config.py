@@ -19,6 +19,9 @@ from sfumato.errors import ConfigError, MissingDependencyError
 #: The published files have 2 kB; PyYAML needs seconds for a megabyte.
 _MAX_BYTES = 128 * 1024
 
+#: Groups of every norm of the original code.
+_GROUPS = 32
+
 #: The original code's names of noise schedules; its "linear" is linear in the square root.
 _BETA_SCHEDULES = {
     "linear": "scaled_linear",
@@ -162,6 +165,8 @@ def _short(value: Any) -> str:
 def _translate(values: Any, where: str) -> OriginalConfig:
     params = _Section(values, where).section("model").section("params")
     network = "unet_config" if params.has("unet_config") else "network_config"
+    if params.has("ddconfig"):  # of a first stage alone
+        return OriginalConfig(vae=_vae(params))
     unet = _unet(params.section(network).section("params"))
     vae = _vae(params)
     spread = 2 ** (len(vae["block_out_channels"]) - 1) if vae else 8
@@ -173,7 +178,7 @@ def _translate(values: Any, where: str) -> OriginalConfig:
     if prediction is None:
         known = ", ".join(_PREDICTIONS)
         raise ConfigError(f"{where}: `parameterization` has to be one of {known}.")
-    newer = unet["cross_attention_dim"] == 1024 and "num_class_embeds" not in unet
+    newer = unet.get("cross_attention_dim") == 1024 and "num_class_embeds" not in unet
     if newer and prediction == "v_prediction":
         unet["sample_size"] = 768 // spread  # their files say 64, whatever the model's size
     elif params.has("image_size"):
@@ -197,6 +202,8 @@ def _unet(unet: _Section) -> dict[str, Any]:
     widths = [width * multiple for multiple in multiples]
     where = set(unet.integers("attention_resolutions"))
     attends = [2**level in where for level in range(len(widths))]
+    if not unet.values.get("use_spatial_transformer", unet.has("context_dim")):
+        return _plain_unet(unet, widths, attends)
     context = unet.values.get("context_dim")
     context = context[0] if isinstance(context, list) and context else context
     depth = unet.values.get("transformer_depth", 1)
@@ -227,20 +234,63 @@ def _unet(unet: _Section) -> dict[str, Any]:
     return config
 
 
+def _plain_unet(unet: _Section, widths: list[int], attends: list[bool]) -> dict[str, Any]:
+    """A UNet that knows no tokens: a `UNet2DModel`."""
+    by_resnet = bool(unet.values.get("resblock_updown", False))
+    scales = bool(unet.values.get("use_scale_shift_norm", False))
+    plain = "Resnet{}sampleBlock2D" if by_resnet else "{}Block2D"
+    if unet.has("num_head_channels") and unet.integer("num_head_channels") > 0:
+        heads: Any = unet.integer("num_head_channels")
+    else:
+        count = max(unet.integer("num_heads"), 1) if unet.has("num_heads") else 1
+        heads = [max(width // count, 1) for width in widths]
+    config = {
+        "in_channels": unet.integer("in_channels"),
+        "out_channels": unet.integer("out_channels"),
+        "block_out_channels": widths,
+        "layers_per_block": unet.values.get("num_res_blocks"),
+        "down_block_types": ["AttnDownBlock2D" if a else plain.format("Down") for a in attends],
+        "up_block_types": ["AttnUpBlock2D" if a else plain.format("Up") for a in attends[::-1]],
+        "attention_head_dim": heads,
+        "downsample_type": "resnet" if by_resnet else "conv",
+        "upsample_type": "resnet" if by_resnet else "conv",
+        "resnet_time_scale_shift": "scale_shift" if scales else "default",
+        "attn_norm_num_groups": _GROUPS if scales else None,
+    }
+    if unet.has("num_classes"):
+        config["num_class_embeds"] = unet.integer("num_classes")
+    return config
+
+
 def _vae(params: _Section) -> dict[str, Any]:
-    if not params.has("first_stage_config"):
+    """The first stage, from a whole model's file or from its own."""
+    if params.has("first_stage_config"):
+        stage = params.section("first_stage_config").section("params")
+    elif params.has("ddconfig"):
+        stage = params
+    else:
         return {}
-    vae = params.section("first_stage_config").section("params").section("ddconfig")
+    vae = stage.section("ddconfig")
     widths = [vae.integer("ch") * multiple for multiple in vae.integers("ch_mult")]
+    where = vae.integers("attn_resolutions") if vae.values.get("attn_resolutions") else []
+    side = vae.integer("resolution") if where else 0
+    attends = [side // 2**level in where for level in range(len(widths))] if where else []
+    down = ["AttnDownEncoderBlock2D" if a else "DownEncoderBlock2D" for a in attends]
+    up = ["AttnUpDecoderBlock2D" if a else "UpDecoderBlock2D" for a in attends[::-1]]
     config: dict[str, Any] = {
         "in_channels": vae.integer("in_channels"),
         "out_channels": vae.integer("out_ch"),
         "latent_channels": vae.integer("z_channels"),
         "block_out_channels": widths,
         "layers_per_block": vae.integer("num_res_blocks"),
-        "down_block_types": ["DownEncoderBlock2D"] * len(widths),
-        "up_block_types": ["UpDecoderBlock2D"] * len(widths),
+        "down_block_types": down or ["DownEncoderBlock2D"] * len(widths),
+        "up_block_types": up or ["UpDecoderBlock2D"] * len(widths),
     }
+    if vae.values.get("attn_type") == "none":
+        config["mid_block_add_attention"] = False
+    if stage.has("n_embed"):
+        config["num_vq_embeddings"] = stage.integer("n_embed")
+        config["vq_embed_dim"] = stage.integer("embed_dim")
     if params.has("scale_factor"):
         config["scaling_factor"] = params.number("scale_factor")
     return config
@@ -264,7 +314,7 @@ def _scheduler(params: _Section) -> dict[str, Any]:
 
 
 def _uses_last_layer(params: _Section) -> bool:
-    if not params.has("cond_stage_config"):
+    if not isinstance(params.values.get("cond_stage_config"), Mapping):  # the paper has marks there
         return False
     stage = params.section("cond_stage_config").values.get("params")
     return isinstance(stage, Mapping) and stage.get("layer") == "last"

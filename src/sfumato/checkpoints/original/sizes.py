@@ -17,6 +17,9 @@ from sfumato.errors import CheckpointError
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 
+#: Groups of every norm of the original code.
+_GROUPS = 32
+
 #: Channels of a head in Stable Diffusion 2 and in every CLIP.
 _HEAD_CHANNELS = 64
 
@@ -31,14 +34,14 @@ def unet_sizes(shapes: Shapes, family: Mapping[str, Any]) -> dict[str, Any]:
     widths = [width for width, _, _ in blocks]
     layers = [count for _, count, _ in blocks]
     attends = [bool(depth) for _, _, depth in blocks]
-    middle = _count(shapes, "middle_block.1.transformer_blocks.{}.norm1.weight")
+    middle = count_numbered(shapes, "middle_block.1.transformer_blocks.{}.norm1.weight")
     depths = [depth or middle or 1 for _, _, depth in blocks]
     inside = _first(shapes, r"input_blocks\.\d+\.1\.transformer_blocks\.0\.attn2\.to_k\.weight")
     projection = _first(shapes, r"\w+\.[\d.]+\.proj_in\.weight")
     config = {
         **family,
-        "in_channels": _size(shapes, "input_blocks.0.0.weight", 1),
-        "out_channels": _size(shapes, "out.2.weight", 0),
+        "in_channels": size_of(shapes, "input_blocks.0.0.weight", 1),
+        "out_channels": size_of(shapes, "out.2.weight", 0),
         "block_out_channels": widths,
         "layers_per_block": _one_or_all(layers),
         "transformer_layers_per_block": _one_or_all(depths),
@@ -63,7 +66,7 @@ def _down_blocks(shapes: Shapes) -> list[tuple[int, int, int]]:
     while True:
         old = f"input_blocks.{index}"
         if f"{old}.0.in_layers.2.weight" in shapes:
-            width, layers = _size(shapes, f"{old}.0.in_layers.2.weight", 0), layers + 1
+            width, layers = size_of(shapes, f"{old}.0.in_layers.2.weight", 0), layers + 1
             while f"{old}.1.transformer_blocks.{depth}.norm1.weight" in shapes:
                 depth += 1
         else:
@@ -89,11 +92,68 @@ def _rescaled_heads(family: Mapping[str, Any], widths: list[int]) -> dict[str, A
     return changes
 
 
+def unet_2d_sizes(shapes: Shapes, family: Mapping[str, Any]) -> dict[str, Any]:
+    """As `unet_sizes`, of a UNet that knows no tokens.
+
+    ``attention_head_dim`` of the family is the width of a head; listed per block, it stands for as
+    many heads in each block as in the first one.
+
+    Raises:
+        CheckpointError: when these are no weights of such a UNet.
+    """
+    outputs = count_numbered(shapes, "output_blocks.{}.0.in_layers.2.weight")
+    up = re.compile(r"output_blocks\.(\d+)\.[12]\.(conv|in_layers\.2)\.weight")
+    ends = [int(found[1]) for found in map(up.fullmatch, shapes) if found]
+    layers = min(ends, default=outputs - 1)
+    levels = range(outputs // (layers + 1) if layers > 0 else 0)
+    starts = [1 + level * (layers + 1) for level in levels]
+    widths = [size_of(shapes, f"input_blocks.{i}.0.in_layers.2.weight", 0) for i in starts]
+    if not widths or outputs % (layers + 1):
+        raise CheckpointError("The file's UNet is not one of latent diffusion, or incomplete.")
+    attends = [f"input_blocks.{i}.1.qkv.weight" in shapes for i in starts]
+    resizer = f"input_blocks.{1 + layers}.0.in_layers.2.weight"
+    by_resnet = len(widths) > 1 and resizer in shapes
+    plain = "Resnet{}sampleBlock2D" if by_resnet else "{}Block2D"
+    emb = size_of(shapes, "input_blocks.1.0.emb_layers.1.weight", 0)
+    width = size_of(shapes, "input_blocks.0.0.weight", 0)
+    time = size_of(shapes, "time_embed.0.weight", 0)
+    heads = family["attention_head_dim"]
+    if isinstance(heads, list | tuple):
+        count_of_heads = max(family["block_out_channels"][0] // heads[0], 1)
+        heads = [max(w // count_of_heads, 1) for w in widths]
+    kind = "resnet" if by_resnet else "conv"
+    return {
+        **family,
+        "in_channels": size_of(shapes, "input_blocks.0.0.weight", 1),
+        "out_channels": size_of(shapes, "out.2.weight", 0),
+        "block_out_channels": widths,
+        "layers_per_block": layers,
+        "down_block_types": ["AttnDownBlock2D" if a else plain.format("Down") for a in attends],
+        "up_block_types": ["AttnUpBlock2D" if a else plain.format("Up") for a in attends[::-1]],
+        "downsample_type": kind,
+        "upsample_type": kind,
+        "attention_head_dim": heads,
+        "time_embedding_dim": None if time == 4 * width else time,
+        "add_attention": "middle_block.1.qkv.weight" in shapes,
+        **_shift_of(emb == 2 * widths[0], family),
+        **_label_sizes(shapes),
+    }
+
+
+def _shift_of(scales: bool, family: Mapping[str, Any]) -> dict[str, Any]:
+    """How time enters; beside scales, diffusers leaves out a norm that the file has."""
+    groups = family.get("norm_num_groups", _GROUPS) if scales else None
+    return {
+        "resnet_time_scale_shift": "scale_shift" if scales else "default",
+        "attn_norm_num_groups": groups,
+    }
+
+
 def _label_sizes(shapes: Shapes) -> dict[str, Any]:
     if "label_emb.weight" in shapes:
         return {"num_class_embeds": shapes["label_emb.weight"][0]}
     if "label_emb.0.0.weight" in shapes:
-        width = _size(shapes, "label_emb.0.0.weight", 1)
+        width = size_of(shapes, "label_emb.0.0.weight", 1)
         return {
             "class_embed_type": "projection",
             "projection_class_embeddings_input_dim": width,
@@ -107,16 +167,16 @@ def autoencoder_sizes(shapes: Shapes, family: Mapping[str, Any]) -> dict[str, An
     Raises:
         CheckpointError: when these are no weights of such an autoencoder.
     """
-    blocks = _count(shapes, "encoder.down.{}.block.0.conv1.weight")
-    widths = [_size(shapes, f"encoder.down.{i}.block.0.conv1.weight", 0) for i in range(blocks)]
+    blocks = count_numbered(shapes, "encoder.down.{}.block.0.conv1.weight")
+    widths = [size_of(shapes, f"encoder.down.{i}.block.0.conv1.weight", 0) for i in range(blocks)]
     attends = [f"encoder.down.{i}.attn.0.q.weight" in shapes for i in range(blocks)]
     return {
         **family,
-        "in_channels": _size(shapes, "encoder.conv_in.weight", 1),
-        "out_channels": _size(shapes, "decoder.conv_out.weight", 0),
-        "latent_channels": _size(shapes, "decoder.conv_in.weight", 1),
+        "in_channels": size_of(shapes, "encoder.conv_in.weight", 1),
+        "out_channels": size_of(shapes, "decoder.conv_out.weight", 0),
+        "latent_channels": size_of(shapes, "decoder.conv_in.weight", 1),
         "block_out_channels": widths,
-        "layers_per_block": _count(shapes, "encoder.down.0.block.{}.conv1.weight"),
+        "layers_per_block": count_numbered(shapes, "encoder.down.0.block.{}.conv1.weight"),
         "down_block_types": [
             "AttnDownEncoderBlock2D" if a else "DownEncoderBlock2D" for a in attends
         ],
@@ -126,6 +186,18 @@ def autoencoder_sizes(shapes: Shapes, family: Mapping[str, Any]) -> dict[str, An
         "use_quant_conv": "quant_conv.weight" in shapes,
         "use_post_quant_conv": "post_quant_conv.weight" in shapes,
         "mid_block_add_attention": "encoder.mid.attn_1.q.weight" in shapes,
+    }
+
+
+def vq_sizes(shapes: Shapes, family: Mapping[str, Any]) -> dict[str, Any]:
+    """As `autoencoder_sizes`, of a first stage with a codebook."""
+    sizes = autoencoder_sizes(shapes, family)
+    for name in ("use_quant_conv", "use_post_quant_conv"):
+        del sizes[name]
+    return {
+        **sizes,
+        "num_vq_embeddings": size_of(shapes, "quantize.embedding.weight", 0),
+        "vq_embed_dim": size_of(shapes, "quantize.embedding.weight", 1),
     }
 
 
@@ -141,16 +213,16 @@ def text_sizes(shapes: Shapes, family: Mapping[str, Any], layers: int | None) ->
         CheckpointError: when these are no weights of such a text encoder.
     """
     body = "text_model.encoder.layers"
-    found = _count(shapes, body + ".{}.layer_norm1.weight")
-    width = _size(shapes, "text_model.embeddings.token_embedding.weight", 1)
+    found = count_numbered(shapes, body + ".{}.layer_norm1.weight")
+    width = size_of(shapes, "text_model.embeddings.token_embedding.weight", 1)
     config = {
         **family,
-        "vocab_size": _size(shapes, "text_model.embeddings.token_embedding.weight", 0),
-        "max_position_embeddings": _size(
+        "vocab_size": size_of(shapes, "text_model.embeddings.token_embedding.weight", 0),
+        "max_position_embeddings": size_of(
             shapes, "text_model.embeddings.position_embedding.weight", 0
         ),
         "hidden_size": width,
-        "intermediate_size": _size(shapes, f"{body}.0.mlp.fc1.weight", 0),
+        "intermediate_size": size_of(shapes, f"{body}.0.mlp.fc1.weight", 0),
         "num_hidden_layers": found if layers is None else min(found, layers),
     }
     if width != family["hidden_size"]:
@@ -159,7 +231,7 @@ def text_sizes(shapes: Shapes, family: Mapping[str, Any], layers: int | None) ->
     return config
 
 
-def _size(shapes: Shapes, name: str, axis: int) -> int:
+def size_of(shapes: Shapes, name: str, axis: int) -> int:
     shape = shapes.get(name, ())
     if len(shape) <= axis:
         raise CheckpointError(
@@ -169,7 +241,7 @@ def _size(shapes: Shapes, name: str, axis: int) -> int:
     return shape[axis]
 
 
-def _count(shapes: Shapes, name: str) -> int:
+def count_numbered(shapes: Shapes, name: str) -> int:
     """How many there are, numbered from 0, where ``name`` has braces for the number."""
     return next(i for i in count() if name.format(i) not in shapes)
 
