@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from sfumato.errors import InputError
-from sfumato.runtime import pages
+from sfumato.runtime import packed_weights, pages
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ class ModelRelease(ModelOffload):
         pass  # the system reads the pages that are used
 
     def _put_away(self, network: nn.Module) -> None:
-        pages.give_back(_tensors([network]))
+        release(_tensors([network]))
 
 
 class LayerRelease(LayerOffload):
@@ -183,7 +183,14 @@ def wait_in_files(networks: Sequence[nn.Module]) -> None:
             " file. Set TMPDIR to a folder that has, or load the files' own precision.",
             size // 10**6,
         )
-    pages.give_back(_tensors(networks))
+    release(_tensors(networks))
+
+
+def release(tensors: Iterable[torch.Tensor]) -> None:
+    """Free what weights take in memory, and what was packed of them."""
+    held = list(tensors)
+    packed_weights.forget(held)
+    pages.give_back(held)
 
 
 def _tensors(networks: Iterable[nn.Module]) -> Iterator[torch.Tensor]:
@@ -252,4 +259,4 @@ class _PageUnit(_Unit):
             own = (
                 t for m in self._modules for t in (*m._parameters.values(), *m._buffers.values())
             )
-            pages.give_back(tensor for tensor in own if tensor is not None)
+            release(tensor for tensor in own if tensor is not None)

@@ -5,6 +5,8 @@ numbers. Memory is recognised by its storage, changes by torch's version counter
 the counter (``weight.data.add_(...)``) is noticed by the first 64 bytes, which any change of the
 whole weight changes. The original lies idle from then on: where it is a file's pages unchanged,
 they are given back.
+
+Nothing is packed where the system would be left with too little memory.
 """
 
 from __future__ import annotations
@@ -12,17 +14,20 @@ from __future__ import annotations
 import ctypes
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from sfumato.runtime import pages
 
 Pack = Callable[[Tensor], Tensor]
+#: Where Linux tells how much memory is to be had; `SPARE_MEMORY` bytes of it are left.
+MEMORY_INFO = Path("/proc/meminfo")
+SPARE_MEMORY = 2**29
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +39,6 @@ class _Entry:
 
 
 _entries: dict[tuple[int, str], _Entry] = {}
-_seen: dict[int, weakref.ref[Tensor]] = {}
 _making = threading.RLock()
 
 
@@ -47,19 +51,26 @@ def packed(weight: Tensor, layout: str, pack: Pack) -> Tensor | None:
         pack: makes it; called when there is none yet, or none of these numbers.
 
     Returns:
-        None for a tensor that is no parameter and seen for the first time: a passing one is not
-        worth the work.
+        None for a tensor that is no parameter, since a passing one is not worth the work; and where
+        memory is short.
     """
     found = _entries.get((id(weight), layout))
     if found is not None and _holds(found, weight):
         return found.packed
-    if not isinstance(weight, nn.Parameter) and not _seen_before(weight):
+    if not isinstance(weight, nn.Parameter):
         return None
     with _making:
         found = _entries.get((id(weight), layout))
         if found is None or not _holds(found, weight):
-            found = _make(weight, layout, pack)
-    return found.packed
+            found = _make(weight, layout, pack) if _fits(2 * weight.nbytes) else None
+    return None if found is None else found.packed
+
+
+def forget(weights: Iterable[Tensor]) -> None:
+    """Drop what was packed of some weights; it is made again when they are next used."""
+    gone = {id(weight) for weight in weights}
+    for key in [key for key in list(_entries) if key[0] in gone]:
+        _entries.pop(key, None)
 
 
 def packed_bytes() -> int:
@@ -77,9 +88,16 @@ def _make(weight: Tensor, layout: str, pack: Pack) -> _Entry:
         pack(weight),
     )
     _entries[key] = entry
-    if isinstance(weight, nn.Parameter):
-        pages.give_back([weight])
+    pages.give_back([weight])
     return entry
+
+
+def _fits(size: int) -> bool:
+    """Whether so many bytes can be had without pushing other programs out."""
+    if size < 2**20 or not MEMORY_INFO.exists():
+        return True
+    lines = dict(line.split(":", 1) for line in MEMORY_INFO.read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024 > size + SPARE_MEMORY
 
 
 def _holds(entry: _Entry, weight: Tensor) -> bool:
@@ -102,21 +120,3 @@ def _drop(key: tuple[int, str], weight: weakref.ref[Tensor]) -> None:
     entry = _entries.get(key)
     if entry is not None and entry.weight is weight:
         del _entries[key]
-
-
-def _seen_before(weight: Tensor) -> bool:
-    seen = _seen.get(id(weight))
-    if seen is not None and seen() is weight:
-        return True
-    _seen[id(weight)] = weakref.ref(weight, partial(_forget, id(weight)))
-    return False
-
-
-def _forget(key: int, weight: weakref.ref[Tensor]) -> None:
-    if _seen.get(key) is weight:
-        del _seen[key]
-
-
-def empty_like_packed(elements: int, dtype: torch.dtype) -> Tensor:
-    """Memory for a packed weight; torch's allocator starts it at a multiple of 64 bytes."""
-    return torch.empty(elements, dtype=dtype)
