@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -177,6 +178,50 @@ def with_middles(
     ends = np.append(np.stack([middle, end], axis=1).flatten(), sigmas[-1])
     all_t = np.append(np.stack([timesteps[:-1], middle_t], axis=1).flatten(), timesteps[-1])
     return Schedule(all_t, Levels.from_ratio(calls), Levels.from_ratio(ends))
+
+
+def with_calls_ahead(timesteps: NDArray[Any], sigmas: Array) -> Schedule:
+    """Every call of Heun++: the start of each step, its end, and the end of the next step.
+
+    The last step has one call, the one before it two. Arguments as of `with_middles`.
+    """
+    steps = len(timesteps)
+    calls: list[int] = []
+    ends: list[int] = []
+    for step in range(steps):
+        ahead = min(3, steps - step)
+        calls += range(step, step + ahead)
+        ends += [step + 1, step + ahead - 1, step + 1][:ahead]
+    levels = Levels.from_ratio(sigmas)
+    return Schedule(timesteps[calls], levels[np.array(calls)], levels[np.array(ends)])
+
+
+def with_restarts(sigmas: Array, table: Array) -> Schedule:
+    """Every call of Restart: Heun's steps, of which the later ones are taken several times.
+
+    From 20 steps on, the way goes back up from a sigma of 0.1 to one of 2 and down again, in a
+    quarter of the steps twice from 36 on, in 9 once before; it then follows Karras' schedule
+    between its ends. These are the numbers of the program that made the sampler known.
+
+    Args:
+        sigmas: ``(n + 1,)``, falling.
+        table: sigma at each training timestep.
+    """
+    steps = len(sigmas) - 1
+    pairs = list(pairwise(sigmas.tolist()))
+    if steps >= 20:
+        again, times = (steps // 4, 2) if steps >= 36 else (9, 1)
+        low, high = float(sigmas[-2]), float(sigmas[0])
+        sigmas = np.append(SIGMA_RAMPS["karras"](low, high, steps - again * times), 0.0)
+        pairs = list(pairwise(sigmas.tolist()))
+        bottom, top = (int(np.abs(sigmas - level).argmin()) for level in (0.1, 2.0))
+        if 0 <= top < bottom:
+            back = SIGMA_RAMPS["karras"](float(sigmas[bottom]), float(sigmas[top]), again + 1)
+            pairs[bottom:bottom] = list(pairwise(back.tolist())) * times
+    ways = [[(start, end), (end, end)] if end else [(start, end)] for start, end in pairs]
+    now, following = np.array([call for way in ways for call in way]).T
+    timesteps = timestep_at(now, table).astype(np.float32)
+    return Schedule(timesteps, Levels.from_ratio(now), Levels.from_ratio(following))
 
 
 def sigmas_by_name(

@@ -24,7 +24,14 @@ from sfumato.diffusion.schedule import (
     log_table,
     timestep_at,
 )
-from sfumato.diffusion.ways import in_thirds, sigmas_by_name, with_corrections, with_middles
+from sfumato.diffusion.ways import (
+    in_thirds,
+    sigmas_by_name,
+    with_calls_ahead,
+    with_corrections,
+    with_middles,
+    with_restarts,
+)
 from sfumato.errors import ConfigError
 from sfumato.schedulers.config import SchedulerConfig, TrainedConfig, checked_steps, exactly_one
 from sfumato.schedulers.sigma import SigmaSpaceScheduler
@@ -33,6 +40,9 @@ from sfumato.schedulers.tables import placed
 
 if TYPE_CHECKING:
     import torch
+
+
+_CALLS_PER_STEP = {"ends": 2, "middle": 2, "lowered": 2, "restarts": 2, "ahead": 3}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +98,7 @@ class KDiffusionScheduler(SigmaSpaceScheduler[KDiffusionConfig]):
 
     def _prepare(self) -> None:
         super()._prepare()
-        self.order = 2 if self._named.calls in ("ends", "middle", "lowered") else 1
+        self.order = _CALLS_PER_STEP.get(self._named.calls, 1)
         self.timesteps = np.arange(len(self) - 1, -1, -1, dtype=np.float32)
         self.sigmas = np.append(self._sigma_table[::-1], 0.0).astype(np.float32)
 
@@ -142,6 +152,10 @@ class KDiffusionScheduler(SigmaSpaceScheduler[KDiffusionConfig]):
         timesteps = timestep_at(sigmas[:-1], self._sigma_table).astype(np.float32)
         if self._named.calls == "ends":
             way = Schedule.from_sigmas(*with_corrections(timesteps, sigmas))
+        elif self._named.calls == "ahead":
+            way = with_calls_ahead(timesteps, sigmas)
+        elif self._named.calls == "restarts":
+            way = with_restarts(sigmas, self._sigma_table)
         elif self._named.calls in ("middle", "lowered"):
             lowered = self._settings.eta if self._named.calls == "lowered" else 0.0
             way = with_middles(timesteps, sigmas, self._sigma_table, ancestral=lowered)

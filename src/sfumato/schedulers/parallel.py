@@ -3,15 +3,17 @@ names."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
 
+from sfumato.array_kinds import namespace
 from sfumato.diffusion.plan import Plan
-from sfumato.diffusion.run import PlanRun
 from sfumato.schedulers.ddim import DDIMScheduler
 from sfumato.schedulers.ddpm import DDPMScheduler
+
+if TYPE_CHECKING:
+    import torch
 
 
 class DDIMParallelScheduler(DDIMScheduler):
@@ -63,7 +65,7 @@ class DDPMParallelScheduler(DDPMScheduler):
         stride = len(self) // (self.num_inference_steps or len(self))
         plans = [self._table(np.array([t]), t - stride) for t in _numbers(timesteps).tolist()]
         answers = model_output[:, : sample.shape[1]]
-        return torch.cat(
+        return namespace(sample).concatenate(
             [
                 _each_by_its_row(plan, sample[i : i + 1], answers[i : i + 1])
                 for i, plan in enumerate(plans)
@@ -79,10 +81,12 @@ def _each_by_its_row(plan: Plan, sample: torch.Tensor, output: torch.Tensor) -> 
     """Each picture of a batch by the row of its number, with noise of zero."""
 
     def nothing(i: int) -> Any:
-        return lambda dtype: torch.zeros_like(sample[i : i + 1], dtype=dtype)
+        return lambda dtype: sample.new_zeros(sample[i : i + 1].shape, dtype=dtype)
+
+    from sfumato.diffusion.run import PlanRun
 
     run = PlanRun(plan)
     parts = [
         run.step(i, sample[i : i + 1], output[i : i + 1], nothing(i))[0] for i in range(len(plan))
     ]
-    return torch.cat(parts)
+    return namespace(sample).concatenate(parts)

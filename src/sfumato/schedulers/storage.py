@@ -117,7 +117,8 @@ def split_config(
     extras = {k: v for k, v in given.items() if k not in values}
     if "_class_name" in extras:
         extras["_class_name"] = cls.__name__
-    report_unknown(cls.__name__, extras.keys() - all_fields(), known)
+    if strange := {key for key in extras if not str(key).startswith("_")}:
+        report_unknown(cls.__name__, strange - all_fields(), known)
     return values, extras, {k: v for k, v in overrides.items() if k not in known}
 
 

@@ -1,4 +1,5 @@
-"""k-diffusion's samplers by k-diffusion's names: what each of them is among the tables here.
+"""k-diffusion's samplers by their names there, and those that ComfyUI and A1111 added to them:
+what each of them is among the tables here.
 
 All work over sigma. They differ from diffusers' schedulers of similar names in the steps they
 take (each to the next sigma, the last to none) and in what they do at the ends.
@@ -19,7 +20,9 @@ from sfumato.diffusion.samplers.ddim import ddim
 from sfumato.diffusion.samplers.dpm import dpm_multistep
 from sfumato.diffusion.samplers.lms import lms
 from sfumato.diffusion.samplers.pndm import ipndm
+from sfumato.diffusion.samplers.refined import er_sde, res_multistep
 from sfumato.diffusion.samplers.singlestep import orders_in_thirds, singlestep, two_calls
+from sfumato.diffusion.samplers.slopes import gradient_estimation, heun_pp, ipndm_v, restart
 
 Make = Callable[[Frame, float, float], Plan]
 
@@ -33,12 +36,13 @@ class Named:
             (``s_noise``), the table.
         calls: where the network is asked in a step: at its start, at both its ``ends``, at its
             start and in its ``middle`` (in log sigma; ``lowered``: of the way that an ancestral
-            step goes down), or at its ``thirds``.
+            step goes down), at its ``thirds``, at both ends and a step ``ahead``, or at both ends
+            of steps that are taken again (``restarts``).
         noisy: whether it adds noise, with ``eta`` above 0.
     """
 
     make: Make
-    calls: Literal["start", "ends", "middle", "lowered", "thirds"] = "start"
+    calls: Literal["start", "ends", "middle", "lowered", "thirds", "ahead", "restarts"] = "start"
     noisy: bool = False
 
 
@@ -82,6 +86,18 @@ def _lcm(frame: Frame, eta: float, s_noise: float) -> Plan:
     return renoised(frame, frame.next, frame.next.sigma > 0)
 
 
+def _res_multistep_ancestral(frame: Frame, eta: float, s_noise: float) -> Plan:
+    return res_multistep(frame, eta=eta, s_noise=s_noise)
+
+
+def _er_sde(frame: Frame, eta: float, s_noise: float) -> Plan:
+    return er_sde(frame, s_noise=s_noise)
+
+
+def _restart(frame: Frame, eta: float, s_noise: float) -> Plan:
+    return restart(frame, s_noise=s_noise)
+
+
 NAMED: dict[str, Named] = {
     "euler": Named(_plain(ddim)),
     "euler_ancestral": Named(_euler_ancestral, noisy=True),
@@ -98,4 +114,11 @@ NAMED: dict[str, Named] = {
     "dpmpp_2m_sde_heun": Named(partial(_sde, order=2, solver_type="heun"), noisy=True),
     "dpmpp_3m_sde": Named(partial(_sde, order=3, solver_type="heun"), noisy=True),
     "lcm": Named(_lcm, noisy=True),
+    "heunpp2": Named(_plain(heun_pp), "ahead"),
+    "ipndm_v": Named(_plain(ipndm_v)),
+    "gradient_estimation": Named(_plain(gradient_estimation)),
+    "res_multistep": Named(_plain(res_multistep)),
+    "res_multistep_ancestral": Named(_res_multistep_ancestral, noisy=True),
+    "er_sde": Named(_er_sde, noisy=True),
+    "restart": Named(_restart, "restarts", noisy=True),
 }

@@ -9,10 +9,14 @@ eight angles. The last block is drawn anew where it is not whole, over what was 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+
+from sfumato.diffusion.philox import cuda_randn
+from sfumato.diffusion.rng import find_rng
+from sfumato.errors import InputError
 
 Array = np.ndarray[Any, Any]
 
@@ -98,3 +102,37 @@ class ArrayNoise:
     def draw(self, shape: Sequence[int], dtype: Any = None, device: Any = None) -> Array:
         """``shape[0]`` pictures of noise, as many as there are seeds; always float32 in memory."""
         return np.stack([generator.randn(*shape[1:]) for generator in self._generators])
+
+
+class NvidiaArrayNoise:
+    """Noise as torch draws it on an NVIDIA card: `sfumato.diffusion.seeds.NvidiaNoise`."""
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self._seeds = tuple(seeds)
+        self._draws = 0
+
+    def draw(self, shape: Sequence[int], dtype: Any = None, device: Any = None) -> Array:
+        """As `ArrayNoise.draw`."""
+        count = math.prod(shape[1:])
+        rows = [cuda_randn(count, seed, self._draws) for seed in self._seeds]
+        self._draws += 1
+        return np.stack(rows).reshape(shape)
+
+
+#: What the names in `sfumato.diffusion.rng` stand for, as far as arrays can be drawn so.
+ARRAY_RNGS: dict[str, Callable[[Sequence[int]], Any]] = {
+    "cpu": ArrayNoise,
+    "nvidia": NvidiaArrayNoise,
+}
+
+
+def seeded_noise(seeds: Sequence[int], rng: str = "cpu") -> Any:
+    """A source of noise with one seed per picture.
+
+    Raises:
+        InputError: there is no such way to draw, or torch alone has it.
+    """
+    name = find_rng(rng)
+    if name not in ARRAY_RNGS:
+        raise InputError(f"Noise as of {name} is drawn by torch alone.")
+    return ARRAY_RNGS[name](seeds)
