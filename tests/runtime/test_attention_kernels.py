@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfumato.native.attention import can_attend
+from sfumato.native.library import can_compute
 from sfumato.runtime.attention import fast_attention
 from sfumato.runtime.blocked_attention import blocked_attention
 
@@ -21,7 +21,7 @@ TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BOUNDS = {"float32": 2e-6, "bfloat16": 2**-7}
 
 needs = {
-    name: pytest.mark.skipif(not can_attend(name), reason=f"no compiled kernel for {name} here")
+    name: pytest.mark.skipif(not can_compute(name), reason=f"no compiled kernel for {name} here")
     for name in TYPES
 }
 each_type = pytest.mark.parametrize(

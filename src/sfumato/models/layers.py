@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sfumato.models.conventions import ACTIVATION_KINDS
+from sfumato.models.fused import norm_act
 
 _ACTIVATIONS = {"silu": nn.SiLU, "mish": nn.Mish, "gelu": nn.GELU, "relu": nn.ReLU}
 
@@ -141,21 +142,19 @@ class ResnetBlock2D(Recomputable):
 
         ``output_size`` is for blocks that resample "up"; see `Upsample2D`.
         """
-        h = self.nonlinearity(self.norm1(x))
+        h = norm_act(self.norm1, self.nonlinearity, x)
         if isinstance(self.resample, Upsample2D):
             x, h = self.resample(x, output_size), self.resample(h, output_size)
         elif self.resample is not None:
             x, h = self.resample(x), self.resample(h)
         h = self.conv1(h)
         time = self._project_time(temb)
-        if time is None:
-            h = self.norm2(h)
-        elif self.scale_shift:
+        if time is not None and self.scale_shift:
             scale, shift = time.chunk(2, dim=1)
-            h = self.norm2(h) * (1 + scale) + shift
+            h = self.nonlinearity(self.norm2(h) * (1 + scale) + shift)
         else:
-            h = self.norm2(h + time)
-        h = self.conv2(self.dropout(self.nonlinearity(h)))
+            h = norm_act(self.norm2, self.nonlinearity, h if time is None else h + time)
+        h = self.conv2(self.dropout(h))
         if self.conv_shortcut is not None:
             x = self.conv_shortcut(x)
         x = x + h

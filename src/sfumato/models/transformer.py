@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.models.attention import Attention
 from sfumato.models.conventions import TRANSFORMER_EPS
+from sfumato.models.fused import geglu
 from sfumato.models.layers import Recomputable
 from sfumato.models.processors import TextAndPictures
 
@@ -40,8 +40,7 @@ class GEGLU(nn.Module):
         self.proj = nn.Linear(dim_in, 2 * dim_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        x, gate = self.proj(x).chunk(2, dim=-1)
-        return x * F.gelu(gate)
+        return geglu(self.proj(x))
 
 
 class FeedForward(nn.Module):

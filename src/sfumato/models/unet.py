@@ -17,6 +17,7 @@ from sfumato.adapters.state import scaled_by_keyword
 from sfumato.errors import InputError
 from sfumato.models import ip_adapter, unet_stages
 from sfumato.models.feature_reuse import features_now
+from sfumato.models.fused import norm_act
 from sfumato.models.image_projections import MultiIPAdapterImageProjection
 from sfumato.models.k_blocks import KUpBlock
 from sfumato.models.k_stages import KStage
@@ -132,7 +133,7 @@ class UNet2DConditionModel(UNetEncoder[UNet2DConditionConfig], AdapterMethods):
         else:
             x = self._deep(x, emb, context, adapter, control, control_mid)
         if self.conv_norm_out is not None and self.conv_act is not None:
-            x = self.conv_act(self.conv_norm_out(x))
+            x = norm_act(self.conv_norm_out, self.conv_act, x)
         x = self.conv_out(x)
         return UNet2DConditionOutput(x) if return_dict else (x,)
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sfumato.models.attention import Attention
 from sfumato.models.conventions import VAE_EPS as EPS
+from sfumato.models.fused import norm_act
 from sfumato.models.layers import Downsample2D, ResnetBlock2D, Upsample2D
 from sfumato.models.vae_in_bands import decode_in_bands, encode_in_bands
 
@@ -135,7 +136,7 @@ class Encoder(nn.Module):
         for block in self.down_blocks:
             x = block(x)
         x = self.mid_block(x)
-        return self.conv_out(self.conv_act(self.conv_norm_out(x)))
+        return self.conv_out(norm_act(self.conv_norm_out, self.conv_act, x))
 
 
 class Decoder(nn.Module):
@@ -177,4 +178,4 @@ class Decoder(nn.Module):
         x = x.to(next(self.up_blocks.parameters()).dtype)
         for block in self.up_blocks:
             x = block(x)
-        return self.conv_out(self.conv_act(self.conv_norm_out(x)))
+        return self.conv_out(norm_act(self.conv_norm_out, self.conv_act, x))

@@ -8,10 +8,8 @@ from __future__ import annotations
 import ctypes
 from typing import NamedTuple
 
-from sfumato.native.library import AVX512, BF16, features, library
+from sfumato.native.library import can_compute, library
 
-#: The instructions that a type of number needs.
-_NEEDED = {"float32": AVX512, "bfloat16": AVX512 | BF16}
 #: How the kernels count the types of a bias.
 _BIAS_KINDS = {"float32": 1, "bfloat16": 2, "bool": 3}
 
@@ -30,12 +28,6 @@ class Strided(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
     strides: tuple[int, ...]
-
-
-def can_attend(dtype: str) -> bool:
-    """Whether `attend` computes in a type here; "float32" and "bfloat16" are what there may be."""
-    needed = _NEEDED.get(dtype)
-    return needed is not None and features() & needed == needed
 
 
 def attend(
@@ -69,7 +61,7 @@ def attend(
         MemoryError: there is none for the packed keys and values.
     """
     found = library()
-    assert found is not None and can_attend(q.dtype)
+    assert found is not None and can_compute(q.dtype)
     sizes = [
         *(q.shape[0], q.shape[1], q.shape[2], k.shape[2], q.shape[3], v.shape[3]),
         *(step for array in (q, k, v, out) for step in array.strides[:3]),

@@ -120,6 +120,16 @@ def features() -> int:
     return 0 if found is None else found.sfumato_features()
 
 
+def can_compute(dtype: str) -> bool:
+    """Whether attention, norms and activations compute in "float32" or "bfloat16" here.
+
+    >>> can_compute("float64")
+    False
+    """
+    needed = {"float32": AVX512, "bfloat16": AVX512 | BF16}.get(dtype)
+    return needed is not None and features() & needed == needed
+
+
 def feature_names() -> list[str]:
     """`features` in words.
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 from typing import Any, Literal
 
-from sfumato.native.attention import can_attend as can_compute
 from sfumato.native.library import library
 
 Activation = Literal["silu", "gelu", "quick_gelu"]
@@ -36,7 +35,7 @@ def group_norm(
     Statistics are exact to float32's last digits, however far the mean is from zero.
 
     Args:
-        dtype: of all arrays, one that `can_compute` in.
+        dtype: of all arrays, one of which `library.can_compute` says yes.
         source, target: addresses of input and result.
         weight, bias: addresses of one number per channel each, or None.
         batch, pixels, channels, groups: sizes.

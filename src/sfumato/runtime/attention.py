@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sfumato.native.attention import Strided, attend, can_attend
+from sfumato.native.attention import Strided, attend
+from sfumato.native.library import can_compute
 from sfumato.runtime.blocked_attention import blocked_attention, is_worth_blocking
-
-_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.bool: "bool"}
+from sfumato.runtime.ordinary import NAMES, ordinary
 
 
 def fast_attention(
@@ -37,14 +37,14 @@ def fast_attention(
         return None
     bias = None
     if attn_mask is not None:
-        if is_causal or attn_mask.dtype not in _NAMES:
+        if is_causal or attn_mask.dtype not in NAMES:
             return None
         try:
             bias = attn_mask.expand(*query.shape[:3], key.shape[2])
         except RuntimeError:
             return None
     factor = query.shape[-1] ** -0.5 if scale is None else scale
-    if can_attend(_NAMES[query.dtype]):
+    if can_compute(NAMES[query.dtype]):
         return _native(query, key, value, bias, factor, is_causal)
     if bias is None and not is_causal and is_worth_blocking(query, key):
         return blocked_attention(query, key, value, factor)
@@ -53,12 +53,7 @@ def fast_attention(
 
 def _plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
     """Whether these are ordinary tensors of fitting shapes, with no gradient to follow."""
-    tensors = (query, key, value) if mask is None else (query, key, value, mask)
-    if any(type(t) is not Tensor and type(t) is not torch.nn.Parameter for t in tensors):
-        return False
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return False
-    if any(t.device.type != "cpu" or t.layout != torch.strided or t.is_neg() for t in tensors):
+    if not ordinary(query, key, value, mask):
         return False
     if query.dtype not in (torch.float32, torch.bfloat16):
         return False
@@ -93,4 +88,4 @@ def _native(
 
 
 def _strided(t: Tensor) -> Strided:
-    return Strided(t.data_ptr(), _NAMES[t.dtype], t.shape, t.stride())
+    return Strided(t.data_ptr(), NAMES[t.dtype], t.shape, t.stride())

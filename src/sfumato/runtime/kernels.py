@@ -1,10 +1,10 @@
 """The compiled kernels in torch's place, for as long as a network computes.
 
-`active` puts itself before torch's own functions in this thread: linear layers, convolutions and
-attention in main memory are computed by `sfumato.native` where that is faster, and everything else,
-as well as everything with gradients, goes on to torch. Networks enter it themselves. A package
-without the compiled library works alike, only slower; so it does with ``SFUMATO_KERNELS=0`` in the
-environment, or inside ``using(False)``.
+`active` puts itself before torch's own functions in this thread: linear layers, convolutions,
+attention and norms in main memory are computed by `sfumato.native` where that is faster, and
+everything else, as well as everything with gradients, goes on to torch. Networks enter it
+themselves. A package without the compiled library works alike, only slower; so it does with
+``SFUMATO_KERNELS=0`` in the environment, or inside ``using(False)``.
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ from sfumato.native.library import describe as describe
 from sfumato.native.library import features
 from sfumato.runtime.attention import fast_attention
 from sfumato.runtime.layer_kernels import convolve, linear
+from sfumato.runtime.pointwise import group_norm, layer_norm
 
 #: What answers in place of torch's functions; None as an answer hands the call on.
 _STAND_INS: Mapping[Any, Callable[..., Tensor | None]] = {
     F.linear: linear,
     torch.conv2d: convolve,
     F.scaled_dot_product_attention: fast_attention,
+    F.group_norm: group_norm,
+    F.layer_norm: layer_norm,
 }
 
 
@@ -63,6 +66,11 @@ def active() -> AbstractContextManager[object]:
     return _Kernels() if _wanted() else nullcontext()
 
 
+def computing() -> bool:
+    """Whether this thread is inside `active`, and that uses the kernels."""
+    return _choice.entered
+
+
 def _wanted() -> bool:
     return (
         available()
@@ -70,8 +78,7 @@ def _wanted() -> bool:
         and not _choice.entered
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
-        and not torch.jit.is_tracing()
-        and not torch._C._are_functorch_transforms_active()
+        and torch._C._get_tracing_state() is None
         and forward_ad._current_level < 0
     )
 
@@ -109,7 +116,7 @@ class _Kernels(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         stand_in = _STAND_INS.get(func)
-        if stand_in is not None:
+        if stand_in is not None and not torch._C._are_functorch_transforms_active():
             result = stand_in(*args, **(kwargs or {}))
             if result is not None:
                 return result

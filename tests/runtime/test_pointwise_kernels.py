@@ -1,0 +1,172 @@
+"""The stand-ins for torch's norms and gates, against the formulas in float64."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sfumato.models.fused import geglu, norm_act
+from sfumato.native.library import can_compute
+from sfumato.native.pointwise import Activation, activate
+from sfumato.runtime import kernels, pointwise
+
+TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+#: Largest errors: relative to the result or, near zero, to one.
+BOUNDS = {"float32": 3e-6, "bfloat16": 2**-7}
+#: Relative errors of an activation: of some roundings in float32, of one in bfloat16.
+RELATIVE = {"float32": 2e-6, "bfloat16": 2**-8 + 2e-4}
+
+each_type = pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(n, marks=pytest.mark.skipif(not can_compute(n), reason="no kernel here"))
+        for n in TYPES
+    ],
+)
+
+
+def close(found: Tensor | None, wanted: Tensor, kind: str) -> None:
+    assert found is not None
+    assert found.dtype == TYPES[kind]
+    assert found.shape == wanted.shape
+    assert ((found.double() - wanted).abs() <= BOUNDS[kind] * wanted.abs().clamp(min=1)).all()
+
+
+def double(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.double()
+
+
+def weights(pick: random.Random, channels: int, kind: str) -> tuple[Tensor | None, Tensor | None]:
+    made = [torch.randn(channels).to(TYPES[kind]) if pick.random() < 0.8 else None for _ in "wb"]
+    return made[0], made[1]
+
+
+@each_type
+@pytest.mark.parametrize("seed", range(20))
+def test_group_norm_of_random_pictures_gives_what_the_formula_says(kind: str, seed: int) -> None:
+    torch.manual_seed(seed)
+    pick = random.Random(seed)
+    groups = pick.choice([1, 2, 4, 32])
+    channels = groups * pick.choice([1, 3, 4, 10])
+    size = (pick.randint(1, 3), channels, pick.randint(1, 40), pick.randint(2, 40))
+    x = (torch.randn(size) * 3 + torch.randn(channels, 1, 1)).to(TYPES[kind])
+    x = x.contiguous(memory_format=torch.channels_last)
+    if pick.random() < 0.3:  # tokens whose channels lie side by side
+        x = x.flatten(2)
+        x = x.transpose(1, 2).contiguous().transpose(1, 2)
+    weight, bias = weights(pick, channels, kind)
+    silu = pick.random() < 0.5
+    wanted = F.group_norm(x.double(), groups, double(weight), double(bias), 1e-5)
+    found = pointwise.group_norm(x, groups, weight, bias, 1e-5, silu=silu)
+    close(found, F.silu(wanted) if silu else wanted, kind)
+    assert found is not None and found.stride() == x.stride()
+
+
+@each_type
+def test_group_norm_keeps_its_digits_far_from_zero(kind: str) -> None:
+    torch.manual_seed(0)
+    x = (torch.randn(1, 8, 64, 64) + 1000).to(TYPES[kind])
+    x = x.contiguous(memory_format=torch.channels_last)
+    found = pointwise.group_norm(x, 2)
+    assert found is not None
+    wanted = F.group_norm(x.double(), 2)
+    assert (found - wanted).abs().max() <= (1e-3 if kind == "float32" else 0.05)
+
+
+@each_type
+@pytest.mark.parametrize("channels", [1, 7, 16, 100, 320])
+def test_layer_norm_gives_what_the_formula_says(kind: str, channels: int) -> None:
+    torch.manual_seed(channels)
+    x = (torch.randn(3, 50, channels) * 2 + 5).to(TYPES[kind])
+    weight, bias = weights(random.Random(channels), channels, kind)
+    wanted = F.layer_norm(x.double(), (channels,), double(weight), double(bias), 1e-5)
+    close(pointwise.layer_norm(x, (channels,), weight, bias), wanted, kind)
+
+
+@each_type
+@pytest.mark.parametrize("channels", [1, 5, 16, 90])
+def test_a_gelu_gate_gives_what_the_formula_says(kind: str, channels: int) -> None:
+    torch.manual_seed(channels)
+    x = (torch.randn(2, 70, 2 * channels) * 2).to(TYPES[kind])
+    value, gate = x.double().chunk(2, dim=-1)
+    close(pointwise.geglu(x), value * F.gelu(gate), kind)
+
+
+FORMULAS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    # The complementary error function, since 1 + erf loses all digits of negative numbers.
+    "gelu": lambda x: 0.5 * x * torch.special.erfc(-x * 0.5**0.5),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+}
+
+
+@each_type
+@pytest.mark.parametrize("name", FORMULAS)
+def test_activations_are_exact_over_their_range(kind: str, name: Activation) -> None:
+    x = torch.linspace(-12, 12, 10_001).to(TYPES[kind])
+    x = x[x != 0]
+    found = torch.empty_like(x)
+    activate(kind, x.data_ptr(), found.data_ptr(), count=len(x), kind=name)
+    wanted = FORMULAS[name](x.double())
+    # The exponent of a large negative number is itself rounded.
+    bound = RELATIVE[kind] * (1 + x.double().clamp(max=0) ** 2 / 20)
+    assert ((found / wanted - 1).abs() <= bound).all()
+
+
+@each_type
+def test_activations_of_numbers_that_are_none_are_none(kind: str) -> None:
+    for name in FORMULAS:
+        x = torch.tensor([float("nan"), 0.0, 1e30, -1e30, float("inf")]).to(TYPES[kind])
+        activate(kind, x.data_ptr(), x.data_ptr(), count=5, kind=name)
+        assert x[0].isnan() and x[1] == 0 and x[2] > 9e29 and x[3].abs() < 1e-4
+        assert x[4] == float("inf")
+
+
+@each_type
+def test_networks_compute_alike_with_and_without_the_kernels(kind: str) -> None:
+    torch.manual_seed(1)
+    norm = nn.GroupNorm(4, 24).to(TYPES[kind])
+    nn.init.normal_(norm.weight)
+    x = torch.randn(2, 24, 9, 11).to(TYPES[kind]).contiguous(memory_format=torch.channels_last)
+    tokens = torch.randn(2, 9, 48).to(TYPES[kind])
+    steps = (lambda: norm_act(norm, nn.SiLU(), x), lambda: geglu(tokens))
+    with torch.no_grad():
+        for step in steps:
+            with kernels.active():
+                assert kernels.computing()
+                found = step()
+            assert not kernels.computing()
+            close(found, step().double(), kind)
+
+
+@each_type
+def test_modules_with_hooks_of_their_own_are_called(kind: str) -> None:
+    norm, calls = nn.GroupNorm(2, 4).to(TYPES[kind]), []
+    norm.register_forward_pre_hook(lambda module, inputs: calls.append(module))
+    x = torch.randn(1, 4, 3, 3).to(TYPES[kind]).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad(), kernels.active():
+        norm_act(norm, nn.SiLU(), x)
+    assert calls == [norm]
+
+
+def test_what_only_torch_can_do_is_left_to_torch() -> None:
+    x = torch.randn(2, 8, 5, 5)
+    last = x.contiguous(memory_format=torch.channels_last)
+    assert pointwise.group_norm(x, 2) is None  # channels do not lie side by side
+    assert pointwise.group_norm(last, 3) is None
+    assert pointwise.group_norm(last, 0) is None
+    assert pointwise.group_norm(last, 2, torch.ones(7)) is None
+    assert pointwise.group_norm(last, 2, torch.ones(8, dtype=torch.bfloat16)) is None
+    assert pointwise.group_norm(last, 2, torch.ones(8, requires_grad=True)) is None
+    assert pointwise.group_norm(last[..., :0], 2) is None
+    assert pointwise.group_norm(torch.randn(1, 2, 1, 1), 2) is None  # torch refuses single values
+    assert pointwise.layer_norm(x, (5, 5)) is None
+    assert pointwise.layer_norm(x, (4,)) is None
+    assert pointwise.layer_norm(x.double(), (5,)) is None
+    assert pointwise.geglu(x) is None
+    assert pointwise.geglu(torch.randn(4, 6).T) is None
