@@ -423,3 +423,60 @@ def test_an_unknown_first_stage_is_named_with_those_there_are() -> None:
 
 def test_every_family_has_its_file() -> None:
     assert set(PUBLISHED) <= set(LATENT_FAMILIES)
+
+
+# Out again
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@torch.no_grad()
+def test_a_pipeline_saved_as_one_file_loads_as_it_was(name: str, tmp_path: Path) -> None:
+    """The UNet has 32 channels, so that heads are found without a configuration file."""
+    weights = walk(small(name), plain.Weights(3))
+    pipe: Any = PIPELINES[name].from_single_file(weights)
+    path = tmp_path / "model.safetensors"
+    pipe.save_single_file(path, metadata={"note": "small"})
+    again: Any = DiffusionPipeline.from_single_file(path)
+    assert type(again) is PIPELINES[name]
+    for component in ("unet", "vae"):
+        own, other = getattr(pipe, component), getattr(again, component)
+        assert own.config.to_dict() == other.config.to_dict()
+        pairs = zip(own.parameters(), other.parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_files_become_folders_and_files_again(
+    name: str, files: dict[str, tuple[Path, plain.Weights]], tmp_path: Path
+) -> None:
+    from sfumato.checkpoints.original.convert import read_parts, write_file, write_folder
+
+    path, weights = files[name]
+    write_folder(read_parts(path), tmp_path / "folder")
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "folder")
+    assert type(pipe) is PIPELINES[name]
+    write_file(read_parts(tmp_path / "folder"), tmp_path / "file.safetensors")
+    from safetensors.torch import load_file
+
+    back = load_file(tmp_path / "file.safetensors")
+    assert back.keys() == weights.keys()
+    assert all(torch.equal(back[key], weights[key]) for key in back)
+
+
+def test_info_tells_what_a_file_is(
+    files: dict[str, tuple[Path, plain.Weights]], tmp_path: Path
+) -> None:
+    from safetensors.torch import save_file
+
+    from sfumato.checkpoints.inspection import inspect_file
+
+    for name, (path, _) in files.items():
+        info = inspect_file(path, hashes=False)
+        assert (info.kind, info.base_model) == ("checkpoint", family(name).title)
+        assert info.prediction_type == "epsilon"
+        assert set(info.components) == {"unet", "vae"}
+    weights = files["latent-diffusion"][1]
+    stage = {k: v.contiguous() for k, v in weights.items() if k.startswith("first_stage_model.")}
+    save_file({k.partition(".")[2]: v for k, v in stage.items()}, tmp_path / "vq.safetensors")
+    info = inspect_file(tmp_path / "vq.safetensors", hashes=False)
+    assert (info.kind, info.description) == ("vae", "a first stage with a codebook (VQ)")

@@ -101,6 +101,9 @@ def _by_structure(shapes: Shapes, names: str) -> Kind | None:
         return Kind(name="unet", base=_base_of_context(shapes), phrase=_which_unet(shapes))
     if _is_tiny_decoder(shapes):
         return Kind(name="tiny autoencoder", base=None, phrase="a tiny autoencoder (TAESD)")
+    if "quantize.embedding.weight" in names and "decoder." in names:
+        phrase = "a first stage with a codebook (VQ)"
+        return Kind(name="vae", base=None, phrase=phrase)
     if any(p in names for p in ("decoder.up_blocks.", "decoder.conv_in.", "decoder.up.")):
         return Kind(name="vae", base=None, phrase="an autoencoder")
     if "vision_model." in names:

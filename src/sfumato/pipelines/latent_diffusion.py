@@ -12,7 +12,7 @@ Stable Diffusion is one of these models; here are the parts that all of them sha
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, ClassVar, Self
@@ -170,6 +170,35 @@ class LatentDiffusionBase(DiffusionPipeline):
         from sfumato.pipelines import single_file
 
         return single_file.load_single_file(cls, pretrained_model_link_or_path, **kwargs)
+
+    def save_single_file(
+        self,
+        path: str | PathLike[str],
+        *,
+        dtype: torch.dtype | str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        """Save the UNet and the first stage as one checkpoint in the original layout.
+
+        Args:
+            path, dtype, metadata: as in `StableDiffusionPipeline.save_single_file`.
+
+        Raises:
+            InputError: (a ``ValueError``) the name ends otherwise, or there is a conditioner,
+                which such a file has no common place for.
+            CheckpointError: (an ``OSError``) a network is missing.
+        """
+        from sfumato.pipelines import single_file
+
+        if set(self.components) - {"vae", "vqvae", "unet", "scheduler", "conditioner"} or getattr(
+            self, "conditioner", None
+        ):
+            raise InputError(
+                "Only models without a condition are saved as one file.",
+                hint="`save_pretrained` saves all of them as folders.",
+            )
+        names = ("unet", "vae")
+        single_file.save_single_file(self, path, dtype=dtype, metadata=metadata, names=names)
 
     # What the flow asks of a pipeline
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
@@ -52,6 +52,14 @@ DEPRECATED = {
     "load_safety_checker": "`safety_checker=` and `feature_extractor=`",
     "scheduler_type": "`scheduler=`",
 }
+
+_NO_VOCABULARY = (
+    "BERT's vocabulary (bert-base-uncased) does not come with sfumato: pass "
+    "`tokenizer=BertTokenizer('path/to/vocab.txt')`."
+)
+
+#: What components of some pipelines are, by names of their own.
+_OTHER_NAMES = {"vqvae": "vae", "bert": "conditioner"}
 
 #: Arguments for folders and other loaders, which change nothing here.
 _WITHOUT_EFFECT = ("use_safetensors", "variant")
@@ -104,7 +112,7 @@ def load_single_file(
         raise InputError(
             f"{checkpoint.source.where} does not give {pipeline_class.__name__} the components"
             f" {sorted(missing)}.",
-            hint="Pass them as keyword arguments.",
+            hint=_NO_VOCABULARY if missing == ["tokenizer"] else "Pass them as keyword arguments.",
         )
     pipeline: Any = pipeline_class(**arguments)
     pipeline.register_to_config(_name_or_path=None if isinstance(path, Mapping) else str(path))
@@ -144,8 +152,8 @@ def _component(
         return make_low_res_scheduler(checkpoint)
     if name == "tokenizer":
         return make_tokenizer(checkpoint)
-    component = "vae" if name == "vqvae" else name
-    if component not in CLASS_NAMES:
+    component = _OTHER_NAMES.get(name, name)
+    if component not in {*CLASS_NAMES, *checkpoint.family.classes}:
         return None
     network = checkpoint.network(
         component,
@@ -225,9 +233,10 @@ def save_single_file(
     *,
     dtype: torch.dtype | str | None = None,
     metadata: Mapping[str, str] | None = None,
+    names: Collection[str] = tuple(CLASS_NAMES),
 ) -> None:
-    """Save a pipeline's networks; the method of the same name describes the arguments."""
-    networks: dict[str, Any] = {name: getattr(pipeline, name, None) for name in CLASS_NAMES}
+    """Save a pipeline's networks of these names; the method of that name has the arguments."""
+    networks: dict[str, Any] = {name: getattr(pipeline, name, None) for name in names}
     missing = [name for name, network in networks.items() if network is None]
     if missing:
         raise CheckpointError(

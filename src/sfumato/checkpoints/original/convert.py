@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sfumato.checkpoints.classes import find_class
 from sfumato.checkpoints.components import load_component, save_components
 from sfumato.checkpoints.folders import load_model, save_model
 from sfumato.checkpoints.model_index import INDEX_NAME, read_model_index
@@ -28,8 +29,8 @@ from sfumato.checkpoints.original.companions import (
 )
 from sfumato.checkpoints.original.families import CLASS_NAMES
 from sfumato.checkpoints.original.loading import (
+    COMPONENT_OF,
     OriginalCheckpoint,
-    network_class,
     open_checkpoint,
 )
 from sfumato.checkpoints.original.parts import COMPONENTS, find_part
@@ -39,6 +40,10 @@ from sfumato.checkpoints.source import open_source
 from sfumato.errors import CheckpointError, ConfigError
 
 _PIPELINES = {"StableDiffusionPipeline"}
+
+#: Pipelines of a UNet and a first stage alone, which they call otherwise.
+_WITHOUT_TEXT = ("LDMPipeline", "LDMSuperResolutionPipeline", "LDMInpaintPipeline")
+_FIRST_STAGE = "vqvae"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +101,15 @@ def read_parts(
         component=wanted[0] if len(wanted) == 1 else None,
     )
     networks = {c: checkpoint.network(c, dtype=dtype) for c in wanted}
+    if wanted == found and checkpoint.family.pipeline in _WITHOUT_TEXT and len(wanted) > 1:
+        scheduler = make_scheduler(checkpoint)
+        pipeline, prediction = checkpoint.family.pipeline, checkpoint.prediction.type
+        return Parts(
+            networks=networks,
+            others={"scheduler": scheduler},
+            pipeline=pipeline,
+            prediction_type=prediction,
+        )
     if len(wanted) < len(COMPONENTS):
         return Parts(networks=networks)
     return _whole(checkpoint, networks)
@@ -119,14 +133,20 @@ def _from_folder(path: Path, components: Collection[str], dtype: torch.dtype | N
         name = (
             read_config(path, "config.json", path).get("_class_name") or CLASS_NAMES["text_encoder"]
         )
-        component = next((c for c, known in CLASS_NAMES.items() if known == name), None)
+        component = COMPONENT_OF.get(str(name))
         if component is None or (components and component not in components):
             raise ConfigError(f"'{path}' is the folder of a {str(name)[:80]}.")
-        network = load_model(network_class(component), path, torch_dtype=precision)
+        model_class: Any = find_class(str(name), f"'{path}'")
+        network = load_model(model_class, path, torch_dtype=precision)
         return Parts(networks={component: network})
     index = read_model_index(path)
     wanted = [c for c in COMPONENTS if c in (components or COMPONENTS)]
-    networks = {c: load_component(index, c, torch_dtype=precision) for c in wanted}
+    names = {"vae": _FIRST_STAGE} if index.class_name in _WITHOUT_TEXT else {}
+    networks = {
+        c: load_component(index, names.get(c, c), torch_dtype=precision)
+        for c in wanted
+        if names.get(c, c) in index.components or not names
+    }
     extra = [n for n in ("scheduler", "tokenizer", "low_res_scheduler") if n in index.components]
     others = {} if components else {name: load_component(index, name) for name in extra}
     return Parts(
@@ -154,6 +174,11 @@ def write_folder(parts: Parts, path: str | os.PathLike[str]) -> None:
     """
     if len(parts.networks) == 1:
         save_model(next(iter(parts.networks.values())), path)
+        return
+    if parts.pipeline in _WITHOUT_TEXT:
+        named = {_FIRST_STAGE if c == "vae" else c: n for c, n in parts.networks.items()}
+        index = {"_class_name": parts.pipeline, **parts.settings}
+        save_components(path, {**named, **parts.others}, index=index)
         return
     missing = [c for c in COMPONENTS if c not in parts.networks]
     if missing or "scheduler" not in parts.others:

@@ -35,6 +35,12 @@ LATENT_FAMILIES = (
     "latent-diffusion-churches",
     "latent-diffusion-super-resolution",
     "latent-diffusion-inpainting",
+    "latent-diffusion-class",
+    "latent-diffusion-class-f8",
+    "latent-diffusion-layout",
+    "latent-diffusion-semantic",
+    "latent-diffusion-text",
+    "latent-diffusion-text-f4",
 )
 _NETWORKS = ("unet", "vae", "text_encoder", "tokenizer")
 
@@ -60,6 +66,7 @@ class Family:
             with their ``_class_name``; the last is of the upscaler alone.
         tokenizer: arguments of the tokenizer.
         settings: of the pipeline.
+        conditioner: the configuration of what tells the UNet what to draw, of the paper's models.
         classes: of components, where they are not those of `CLASS_NAMES`.
     """
 
@@ -75,6 +82,7 @@ class Family:
     scheduler: Mapping[str, Any]
     low_res_scheduler: Mapping[str, Any] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    conditioner: Mapping[str, Any] = field(default_factory=dict)
     classes: Mapping[str, str] = field(default_factory=dict)
 
     def class_of(self, component: str) -> str:
@@ -140,6 +148,8 @@ def detect_family(shapes: Mapping[str, Shape], where: str, *, unet_only: bool = 
     if not unet_only:
         _refuse_special(shapes, where)
     own = {short: shapes[name] for short, name in unet.names.items()}
+    if (condition := find_part(shapes, "conditioner")) is not None:
+        return latent.conditioned_family(shapes, condition)
     if latent.is_plain(own):
         return latent.plain_family(shapes, own, where, unet_only=unet_only)
     if "label_emb.0.0.weight" in own and not unet_only:
@@ -204,8 +214,8 @@ def _other_pipeline(where: str, what: str) -> CheckpointError:
 def _not_loadable(shapes: Mapping[str, Shape], where: str) -> CheckpointError:
     kind = recognise(shapes)
     hints = {
-        "vae": "Load it with `AutoencoderKL.from_single_file`.",
-        "unet": "Load it with `UNet2DConditionModel.from_single_file`.",
+        "vae": "Load it with `from_single_file` of `AutoencoderKL` or `VQModel`.",
+        "unet": "Load it with `from_single_file` of `UNet2DConditionModel` or `UNet2DModel`.",
         "tiny autoencoder": "Load it with `AutoencoderTiny`.",
     }
     if kind is None:

@@ -31,6 +31,7 @@ from sfumato.checkpoints.fitting import assign, build_without_memory, check_fit
 from sfumato.checkpoints.hub import local_file
 from sfumato.checkpoints.hub_names import take_hub_options
 from sfumato.checkpoints.original import keys, latent, sizes
+from sfumato.checkpoints.original.conditions import SEMANTIC, condition_config, condition_keys
 from sfumato.checkpoints.original.families import (
     CLASS_NAMES,
     LATENT_FAMILIES,
@@ -62,7 +63,7 @@ _READERS = {
 }
 
 #: What each class is in a model.
-_COMPONENTS = {name: component for component, name in CLASS_NAMES.items()} | {
+COMPONENT_OF = {name: component for component, name in CLASS_NAMES.items()} | {
     "UNet2DModel": "unet",
     "VQModel": "vae",
 }
@@ -225,6 +226,10 @@ class OriginalCheckpoint:
             rules = keys.open_clip_keys() if part.layout == "open_clip" else keys.clip_keys()
             found = sizes.text_sizes(rules.shapes_to_diffusers(own), usual, self._text_layers())
             return {**found, **(given or {}), **overrides}, rules
+        if component == "conditioner":
+            stages = self._halvings() if part.layout == SEMANTIC else 0
+            found = condition_config(part.layout, own, usual, stages)
+            return {**found, **(given or {}), **overrides}, condition_keys(part.layout)
         if part.layout == "diffusers":
             return {**(given or {**usual, **said}), **overrides}, None
         kind = self.family.class_of(component)
@@ -232,6 +237,12 @@ class OriginalCheckpoint:
         scaled = self._latent_scale() if component == "vae" else {}
         config = {**(given or {**read(own, usual), **said, **scaled}), **overrides}
         return config, make(_class_named(kind).config_class.from_dict(config))  # type: ignore[attr-defined]
+
+    def _halvings(self) -> int:
+        """How often the first stage halves the sides of a picture."""
+        there = find_part(self.source.tensors, "vae") is not None
+        config = self.config("vae") if there else self.family.vae
+        return len(config["block_out_channels"]) - 1
 
     def _latent_scale(self) -> dict[str, float]:
         """The factor of the latents that a model of the paper found out in training."""
@@ -417,7 +428,7 @@ def load_single_network(
 ) -> Any:
     """Load a network from a file; ``from_single_file`` of the networks describes the arguments."""
     bases = {base.__name__ for base in model_class.__mro__}
-    component = next((c for name, c in _COMPONENTS.items() if name in bases), None)
+    component = next((c for name, c in COMPONENT_OF.items() if name in bases), None)
     if component is None:
         raise InputError(f"{model_class.__name__} has no original layout to load from.")
     hub = take_hub_options(fields)

@@ -21,6 +21,9 @@ from sfumato.quantization.tensor import plain
 _IMPLEMENTATION = "https://github.com/CompVis/stable-diffusion"
 _PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
 
+#: The architecture of UNets that know no text, in the metadata.
+_WITHOUT_TEXT = "latent-diffusion"
+
 #: Prefixes in a whole checkpoint. Alone, autoencoders and text encoders have none.
 _PREFIXES = {"unet": "model.diffusion_model.", "vae": "first_stage_model."}
 _CLIP_PREFIX = "cond_stage_model.transformer."
@@ -127,6 +130,8 @@ def _metadata(
 
 def _architecture(unet: Any, prediction_type: str | None) -> str:
     """The family with these input channels and this width of the text; else that of 1.x or 2.x."""
+    if "use_linear_projection" not in unet:
+        return _WITHOUT_TEXT
     newer = bool(unet.use_linear_projection)
     known = [family(name) for name in FAMILIES]
     fitting = [
