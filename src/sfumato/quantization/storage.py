@@ -23,6 +23,7 @@ from sfumato.quantization.int8 import Int8Tensor, from_kernel_order, in_kernel_o
 from sfumato.quantization.network import KINDS, check_kind, quantization_of, quantize
 from sfumato.quantization.tensor import QuantizedTensor
 from sfumato.quantization.winograd import PLACES, SIZE, WinogradTensor
+from sfumato.runtime.allocator import release_memory
 from sfumato.runtime.pages import give_back
 
 #: The key of a configuration, and who made the file.
@@ -180,3 +181,4 @@ def quantize_loaded(
             require_finite(name, parameter.data, Path(where), before=before)
         if parameter.data is not before:
             give_back([before])
+    release_memory()

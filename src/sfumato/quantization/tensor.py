@@ -8,7 +8,7 @@ All other functions see the plain numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -110,6 +110,15 @@ class QuantizedTensor(Tensor):
 def plain(value: Any) -> Any:
     """A quantised tensor's numbers; anything else as it is."""
     return value.plain() if isinstance(value, QuantizedTensor) else value
+
+
+def stored(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The tensors that lie in memory: of quantised ones, what they are made of."""
+    for tensor in tensors:
+        if isinstance(tensor, QuantizedTensor):
+            yield from tensor.parts().values()
+        else:
+            yield tensor
 
 
 def _moved(weight: QuantizedTensor, dtype: Any, device: Any, *, copied: bool) -> QuantizedTensor:
