@@ -17,6 +17,7 @@ from sfumato.config import Config
 from sfumato.errors import ConfigError, did_you_mean
 from sfumato.models.layers import Recomputable
 from sfumato.outputs import register_pytrees
+from sfumato.quantization.tensor import stored
 from sfumato.runtime import kernels
 
 register_pytrees()
@@ -176,7 +177,7 @@ class ModelMixin(nn.Module, Generic[ConfigT]):
     def get_memory_footprint(self, return_buffers: bool = True) -> int:
         """Bytes taken by the parameters (and buffers)."""
         tensors = [*self.parameters(), *(self.buffers() if return_buffers else ())]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        return sum(t.numel() * t.element_size() for t in stored(tensors))
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass: less memory, about a third more time."""

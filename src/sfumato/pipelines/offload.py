@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from sfumato.errors import InputError
+from sfumato.quantization.tensor import stored
 from sfumato.runtime import packed_weights, pages
 
 logger = logging.getLogger(__name__)
@@ -195,7 +196,7 @@ def release(tensors: Iterable[torch.Tensor]) -> None:
 
 def _tensors(networks: Iterable[nn.Module]) -> Iterator[torch.Tensor]:
     for network in networks:
-        yield from network.parameters()
+        yield from stored(network.parameters())
         yield from network.buffers()
 
 
