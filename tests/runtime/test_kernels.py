@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from sfumato.models.unet import UNet2DConditionModel
-from sfumato.native.library import describe, feature_names, features, library
+from sfumato.native.library import AVX512, BF16, describe, feature_names, features, library
 from sfumato.runtime import kernels, layer_kernels, packed_weights
 from sfumato.runtime.layer_kernels import convolve, linear, winograd_tile
 
-NEEDED = {torch.float32: layer_kernels.AVX512, torch.bfloat16: 3}
+NEEDED = {torch.float32: AVX512, torch.bfloat16: AVX512 | BF16}
 each_type = pytest.mark.parametrize(
     "dtype",
     [

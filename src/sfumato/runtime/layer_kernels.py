@@ -14,13 +14,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sfumato.native.library import AVX512, BF16, features, library
+from sfumato.native.library import can_compute, library
+from sfumato.runtime.ordinary import NAMES, ordinary
 from sfumato.runtime.packed_weights import packed
 
-_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-_NEEDS = {torch.float32: AVX512, torch.bfloat16: AVX512 | BF16}
 #: Multiplications below which a call costs more than it saves.
 LEAST_WORK = 2**20
 LEAST_ROWS = 8
@@ -122,20 +121,14 @@ def _linear_pays(rows: int, length: int, columns: int) -> bool:
 
 
 def _plain(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether these are ordinary dense tensors of one type, with no gradient to follow."""
-    if weight.dtype not in _NEEDS or features() & _NEEDS[weight.dtype] != _NEEDS[weight.dtype]:
-        return False
-    tensors = (input, weight) if bias is None else (input, weight, bias)
-    for tensor in tensors:
-        if type(tensor) is not Tensor and type(tensor) is not nn.Parameter:
-            return False
-        if tensor.dtype is not weight.dtype or tensor.device.type != "cpu":
-            return False
-        if tensor.layout is not torch.strided or tensor.is_neg():
-            return False
-        if tensor.requires_grad and torch.is_grad_enabled():
-            return False
-    return bias is None or (bias.shape == weight.shape[:1] and bias.is_contiguous())
+    """Whether there are kernels for these tensors: ordinary ones of one type, the bias dense."""
+    return (
+        can_compute(NAMES.get(weight.dtype, ""))
+        and ordinary(input, weight, bias)
+        and input.dtype is weight.dtype
+        and (bias is None or (bias.dtype is weight.dtype and bias.shape == weight.shape[:1]))
+        and (bias is None or bias.is_contiguous())
+    )
 
 
 def _pair(value: int | Sequence[int]) -> tuple[int, int]:
@@ -155,7 +148,7 @@ def _call(
 
 
 def _function(name: str, dtype: torch.dtype) -> Any:
-    return getattr(library(), f"sfumato_{name}_{_NAMES[dtype]}")
+    return getattr(library(), f"sfumato_{name}_{NAMES[dtype]}")
 
 
 def _longs(*numbers: int) -> Any:
