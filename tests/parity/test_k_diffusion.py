@@ -19,7 +19,11 @@ from tests.parity.k_diffusion_alone import load
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SHAPE = (2, 3, 4, 5)
-THEIRS = {"ipndm", "lcm", "dpmpp_2m_sde_heun", "dpm_fast"}  # under another name, or not there
+ADDED = {
+    "heunpp2", "ipndm_v", "gradient_estimation", "res_multistep", "res_multistep_ancestral",
+    "er_sde", "restart",
+}  # fmt: skip
+THEIRS = {"ipndm", "lcm", "dpmpp_2m_sde_heun", "dpm_fast", *ADDED}  # by another name, or not
 
 
 @pytest.fixture

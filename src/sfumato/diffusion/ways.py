@@ -192,8 +192,8 @@ def with_calls_ahead(timesteps: NDArray[Any], sigmas: Array) -> Schedule:
         ahead = min(3, steps - step)
         calls += range(step, step + ahead)
         ends += [step + 1, step + ahead - 1, step + 1][:ahead]
-    levels = Levels.from_ratio(sigmas)
-    return Schedule(timesteps[calls], levels[np.array(calls)], levels[np.array(ends)])
+    now, following = Levels.from_ratio(sigmas[calls]), Levels.from_ratio(sigmas[ends])
+    return Schedule(timesteps[calls], now, following)
 
 
 def with_restarts(sigmas: Array, table: Array) -> Schedule:

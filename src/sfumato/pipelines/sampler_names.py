@@ -225,6 +225,33 @@ SAMPLERS: tuple[Sampler, ...] = (
         k_name="ipndm",
         about="looks back on four steps, evenly weighted",
     ),
+    _by_k_diffusion(
+        "IPNDM V", "ipndm_v", "karras", "looks back on four steps, weighted by their sizes"
+    ),
+    _by_k_diffusion("Heun++ 2", "heunpp2", "karras", "up to three calls per step, precise"),
+    _by_k_diffusion(
+        "RES multistep", "res_multistep", "karras", "looks back on one step; 15 to 30 steps"
+    ),
+    _by_k_diffusion(
+        "RES multistep a",
+        "res_multistep_ancestral",
+        "karras",
+        "the same, and noise at the end of every step",
+    ),
+    _by_k_diffusion(
+        "Gradient estimation",
+        "gradient_estimation",
+        "karras",
+        "Euler's slope led on from the last one; 15 to 30 steps",
+    ),
+    _by_k_diffusion("ER SDE", "er_sde", "karras", "looks back on two steps, with little noise"),
+    Sampler(
+        name="Restart",
+        class_name=K_CLASS,
+        options={"sampler": "restart", "schedule": "karras"},
+        k_name="restart",
+        about="goes back up on the way; two calls per step, 20 and more",
+    ),
     Sampler(
         name="DPM fast",
         class_name=K_CLASS,

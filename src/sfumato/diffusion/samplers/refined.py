@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from sfumato.diffusion.frame import Frame
@@ -68,8 +70,8 @@ def er_sde(frame: Frame, *, s_noise: float = 1.0) -> Plan:
     return moving(frame, frame.answers(image=True), moves, draws=draws)
 
 
-def noise_scale(sigma: float | Array) -> float | Array:
-    """The function of sigma that says how much noise `er_sde` adds."""
+def noise_scale(sigma: Any) -> Any:
+    """The function of sigma, a number or an array, that says how much noise `er_sde` adds."""
     return sigma * (np.exp(sigma**0.3) + 10.0)
 
 

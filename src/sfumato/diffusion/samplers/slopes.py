@@ -47,17 +47,15 @@ def ipndm_v(frame: Frame) -> Plan:
 
 def _slope_weights(h: float, past: Array) -> Sequence[float]:
     """Weights of the slopes, newest first, for a step ``h`` after steps ``past``, newest first."""
-    if not len(past):
-        return [1.0]
-    h1 = past[0]
-    weights = np.zeros(len(past) + 1)
-    weights[:2] = 1 + h / h1 / 2, -h / h1 / 2
+    weights = np.zeros(4)
+    weights[0] = 1
+    h1, h2, h3 = [*past, *[0.0] * (3 - len(past))]
+    if len(past) > 0:
+        weights[:2] += h / h1 / 2, -h / h1 / 2
     if len(past) > 1:
-        h2 = past[1]
         second = (1 - h / (3 * (h + h1)) * (h * (h + h1)) / (h1 * (h1 + h2))) / 2
         weights[:3] += second * np.array([1, -1 - h1 / h2, h1 / h2])
     if len(past) > 2:
-        h3 = past[2]
         share = (1 - h / (3 * (h + h1))) / 2
         share += (1 - h / (2 * (h + h1))) * h / (6 * (h + h1 + h2))
         reach = h * (h + h1) * (h + h1 + h2) / (h1 * (h1 + h2) * (h1 + h2 + h3))
@@ -65,7 +63,7 @@ def _slope_weights(h: float, past: Array) -> Sequence[float]:
         near = h1 / h2
         third = np.array([1, -1 - near - far, near + far * (1 + h2 / h3), -far * near])
         weights += share * reach * third
-    return weights.tolist()
+    return weights[: len(past) + 1].tolist()
 
 
 def heun_pp(frame: Frame) -> Plan:
