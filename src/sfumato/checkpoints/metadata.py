@@ -54,6 +54,8 @@ class Recipe(Config):
         eta: DDIM's share of fresh noise, 0 to 1.
         guidance_rescale: 0 to 1.
         dtype: of the computation, such as ``"float32"``; not part of an infotext.
+        backend: what computed it, such as ``"numpy"``; not part of an infotext. Pictures drawn
+            before there was a choice have none, and were computed by torch.
         rng: where the noise was drawn: ``"CPU"``, ``"NV"`` for an NVIDIA card, ``"ComfyUI"``.
         prompt_syntax: see `sfumato.text.prompt`.
         strength: how much of a given picture, or of a first pass, was drawn anew, 0 to 1.
@@ -86,6 +88,7 @@ class Recipe(Config):
     eta: float | None = None
     guidance_rescale: float | None = None
     dtype: str | None = None
+    backend: str | None = None
     rng: str | None = None
     prompt_syntax: str | None = None
     strength: float | None = None
@@ -156,6 +159,7 @@ _TEXT_FIELDS = (
     "model_hash",
     "model",
     "dtype",
+    "backend",
     "rng",
     "seed_resize_from",
     "prompt_syntax",

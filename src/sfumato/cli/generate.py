@@ -203,6 +203,9 @@ Device = Annotated[str, _Name("--device", help="auto, cpu, cuda, cuda:1 or mps."
 DType = Annotated[
     str | None, _Name("--dtype", help="auto, float32, bfloat16 or float16. [default: auto]")
 ]
+BackendName = Annotated[
+    str | None, _Name("--backend", help="auto, numpy or torch: what computes. [default: auto]")
+]
 Threads = Annotated[int | None, _Count("-t", "--threads", min=1, max=1024, help="On the CPU.")]
 Json = Annotated[
     bool, _Option("--json", envvar="SFUMATO_JSON", help="Print path and recipe as a line of JSON.")
@@ -263,6 +266,7 @@ def generate(
     replay: Replay = None,
     device: Device = "auto",
     dtype: DType = None,
+    backend: BackendName = None,
     threads: Threads = None,
     vae_tiling: VaeTiling = False,
     attention_slicing: AttentionSlicing = False,
@@ -275,6 +279,7 @@ def generate(
 
     sfumato "a red apple"
     """
+    from sfumato.cli.backends import check_backend
     from sfumato.cli.picture_options import read_pictures
     from sfumato.cli.pictures import check_output
     from sfumato.cli.request import build_request, read_size
@@ -330,6 +335,7 @@ def generate(
         count=batch_count,
         device=device,
         threads=threads,
+        backend=check_backend(backend),
         saving=Saving(
             vae_tiling=vae_tiling, attention_slicing=attention_slicing, low_memory=low_memory
         ),
@@ -360,11 +366,8 @@ def _prompts(words: list[str], option: str | None) -> tuple[str, ...]:
 
 def _draw_and_save(request: Request, output: str | None, as_json: bool) -> None:
     from sfumato.checkpoints.png import encode_png
+    from sfumato.cli.backends import draw
     from sfumato.cli.pictures import write_new
-    from sfumato.runtime.environment import share_processors
-
-    share_processors()
-    from sfumato.cli.drawing import draw  # imports torch
 
     for drawn in draw(request):
         recipe = drawn.recipe

@@ -54,6 +54,8 @@ class Request:
         count: pictures for each prompt, with the seeds ``recipe.seed + 0, 1, ...``.
         device, threads: as in `sfumato.runtime.device`.
         saving: how to save memory.
+        backend: what is to compute, as `sfumato.cli.backends` has it; None leaves the choice to
+            that. A picture to replay has its own in the recipe.
         expected_hash: of the model that drew the picture to replay.
     """
 
@@ -65,6 +67,7 @@ class Request:
     device: str
     threads: int | None
     saving: Saving
+    backend: str | None
     expected_hash: str | None
 
 
@@ -80,6 +83,7 @@ def build_request(
     device: str,
     threads: int | None,
     saving: Saving | None = None,
+    backend: str | None = None,
 ) -> Request:
     """Put the layers together and check what can be checked without the model.
 
@@ -90,6 +94,7 @@ def build_request(
         lora_dir: where the adapters are that are named.
         model: see `find_model`.
         replay: a picture whose recipe comes before the model's defaults.
+        backend: a name in `sfumato.cli.backends`; None leaves the choice to that.
 
     Raises:
         SfumatoError: see the message.
@@ -138,6 +143,7 @@ def build_request(
         device=device,
         threads=threads,
         saving=saving or Saving(),
+        backend=backend,
         expected_hash=drawn.model_hash if drawn is not None else None,
     )
 
@@ -156,7 +162,7 @@ def _to_replay(drawn: Recipe) -> dict[str, Any]:
     rng = (drawn.rng or "nvidia").lower()
     if rng in (*RNG_NAMES, "nv"):
         fields["rng"] = rng
-    return {"prompt_syntax": LITERAL, **fields}
+    return {"prompt_syntax": LITERAL, "backend": "torch", **fields}
 
 
 def _recipe_to_replay(path: Path) -> Recipe:

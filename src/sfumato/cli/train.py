@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,10 +40,20 @@ Architecture = Annotated[
 ]
 
 
+class FirstStage(StrEnum):
+    """Kinds of first stages."""
+
+    KL = "kl"
+    VQ = "vq"
+
+
 @app.command("autoencoder")
 def autoencoder(
     data: Data,
     output: Output,
+    first_stage: Annotated[
+        FirstStage, typer.Option(help="kl: Gaussian latents; vq: those of a codebook.")
+    ] = FirstStage.KL,
     architecture: Architecture = None,
     init: Annotated[
         Path | None, typer.Option(help="Autoencoder folder to start from instead of noise.")
@@ -57,7 +68,11 @@ def autoencoder(
     anchor_weight: Annotated[
         float, typer.Option(help="Weight of the term that ties two latent channels to colours.")
     ] = 0.1,
-    kl_weight: Annotated[float, typer.Option(help="Weight of the KL loss.")] = 1e-3,
+    kl_weight: Annotated[float, typer.Option(help="kl: weight of the KL loss.")] = 1e-3,
+    codebook_size: Annotated[int, typer.Option(help="vq: vectors in the codebook.")] = 1024,
+    commit_weight: Annotated[
+        float, typer.Option(help="vq: weight of the loss between latents and codebook.")
+    ] = 1.0,
     steps: Steps = 10_000,
     batch_size: BatchSize = 16,
     learning_rate: LearningRate = 1e-3,
@@ -71,18 +86,27 @@ def autoencoder(
     threads: Threads = None,
 ) -> None:
     """Train the first stage: pictures to latents and back."""
-    from sfumato.training.autoencoder import AutoencoderTraining, train_autoencoder
-
-    config = AutoencoderTraining(
-        **_common(locals()),
-        image_size=image_size,
-        crop_size=crop_size,
-        edge_weight=edge_weight,
-        colour_weight=colour_weight,
-        anchor_weight=anchor_weight,
-        kl_weight=kl_weight,
-        freeze_encoder=freeze_encoder,
+    from sfumato.training.autoencoder import (
+        AutoencoderTraining,
+        CodebookTraining,
+        train_autoencoder,
     )
+
+    shared: dict[str, Any] = {
+        **_common(locals()),
+        "image_size": image_size,
+        "crop_size": crop_size,
+        "edge_weight": edge_weight,
+        "colour_weight": colour_weight,
+        "anchor_weight": anchor_weight,
+        "freeze_encoder": freeze_encoder,
+    }
+    if first_stage is FirstStage.KL:
+        config = AutoencoderTraining(**shared, kl_weight=kl_weight)
+    else:
+        config = CodebookTraining(
+            **shared, codebook_size=codebook_size, commit_weight=commit_weight
+        )
     folder = train_autoencoder(
         data, output, config, architecture=architecture, init=init, sample_every=sample_every
     )
@@ -186,6 +210,63 @@ def text_to_image(
         autoencoder=autoencoder,
         architecture=architecture,
         text_encoder=text_encoder,
+        init=init,
+        image_size=image_size,
+        sample_every=sample_every,
+    )
+    typer.echo(folder)
+
+
+@app.command("unconditional")
+def unconditional(
+    data: Annotated[Path, typer.Argument(help="Folder of pictures; no captions are needed.")],
+    output: Output,
+    autoencoder: Annotated[
+        Path | None, typer.Option(help="Trained autoencoder's folder, KL or VQ.")
+    ] = None,
+    architecture: Annotated[
+        Path | None, typer.Option(help="Folder with unconditional.json and scheduler.json.")
+    ] = None,
+    init: Annotated[
+        Path | None, typer.Option(help="Model folder to start from instead of noise.")
+    ] = None,
+    image_size: ImageSize = 128,
+    prediction_type: Annotated[
+        str, typer.Option(help="epsilon, v_prediction or sample.")
+    ] = "v_prediction",
+    snr_gamma: Annotated[
+        float, typer.Option(help="Cap of the min-SNR weighting; 0 for no weighting.")
+    ] = 5.0,
+    timestep_shift: Annotated[
+        float, typer.Option(help="Above 1, high noise levels are trained on more often.")
+    ] = 1.0,
+    steps: Steps = 20_000,
+    batch_size: BatchSize = 64,
+    learning_rate: LearningRate = 1e-3,
+    warmup_steps: WarmupSteps = 300,
+    decay_share: DecayShare = 0.2,
+    ema_decay: EmaDecay = 0.999,
+    seed: Seed = 0,
+    dtype: DType = "bfloat16",
+    sample_every: SampleEvery = 500,
+    checkpoint_every: CheckpointEvery = 500,
+    threads: Threads = None,
+) -> None:
+    """Train a second stage that draws pictures like those of a folder, without any text."""
+    from sfumato.training.unconditional import UnconditionalTraining, train_unconditional
+
+    config = UnconditionalTraining(
+        **_common(locals()),
+        prediction_type=prediction_type,
+        snr_gamma=snr_gamma or None,
+        timestep_shift=timestep_shift,
+    )
+    folder = train_unconditional(
+        data,
+        output,
+        config,
+        autoencoder=autoencoder,
+        architecture=architecture,
         init=init,
         image_size=image_size,
         sample_every=sample_every,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -31,6 +31,10 @@ class Networks(Protocol):
     @property
     def model(self) -> ModelFolder:
         """Configurations, tokenizer and scheduler."""
+        ...
+
+    def with_scheduler(self, scheduler: Any) -> Networks:
+        """The same with another scheduler."""
         ...
 
     def encode_text(self, ids: Array, mask: Array | None, clip_skip: int) -> Array:
@@ -67,6 +71,10 @@ class NumpyNetworks:
         model = read_model_folder(path)
         parts = (Weights(model.weights(name)) for name in ("text_encoder", "unet", "vae"))
         return cls(model, NumpyOps(), *parts)
+
+    def with_scheduler(self, scheduler: Any) -> Self:
+        """See `Networks`."""
+        return replace(self, model=replace(self.model, scheduler=scheduler))
 
     def encode_text(self, ids: Array, mask: Array | None, clip_skip: int) -> Array:
         """See `Networks`."""
