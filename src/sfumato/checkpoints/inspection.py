@@ -24,7 +24,7 @@ from sfumato.checkpoints.original.families import detect_family, family
 from sfumato.checkpoints.original.parts import AVERAGE_PREFIX, COMPONENTS, find_part
 from sfumato.checkpoints.original.prediction import choose_prediction
 from sfumato.checkpoints.places import model_root, read_config
-from sfumato.checkpoints.recognise import BASES, recognise
+from sfumato.checkpoints.recognise import BASES, LATENT_DIFFUSION, recognise
 from sfumato.checkpoints.source import Source, open_source, shapes_of
 from sfumato.checkpoints.torch_file import ZIP_START, read_torch_file, table_of
 from sfumato.checkpoints.torch_rebuild import StoredTensor
@@ -195,7 +195,7 @@ def _count(shape: tuple[int, ...]) -> int:
 def _checkpoint(source: Source) -> dict[str, Any]:
     """Family and prediction type, of checkpoints that can be loaded."""
     shapes = shapes_of(source)
-    parts = {c: find_part(shapes, c) for c in COMPONENTS}
+    parts = {c: find_part(shapes, c) for c in (*COMPONENTS, "conditioner")}
     values: dict[str, Any] = {
         "components": {c: part.layout for c, part in parts.items() if part is not None}
     }
@@ -332,7 +332,7 @@ def _config(folder: Path, name: str, root: Path) -> dict[str, Any]:
 
 
 def _base_of_pipeline(name: str) -> str | None:
-    return "Latent diffusion" if name.startswith(("LDM", "LatentDiffusion")) else None
+    return LATENT_DIFFUSION if name.startswith(("LDM", "LatentDiffusion")) else None
 
 
 def _base_of_config(config: Mapping[str, Any]) -> str | None:

@@ -10,11 +10,14 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from sfumato.checkpoints.original.conditions import CONDITION_MARKERS
+
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 
 SD1, SD2 = "Stable Diffusion 1.x", "Stable Diffusion 2.x"
 SDXL, SDXL_REFINER = "SDXL", "SDXL refiner"
+LATENT_DIFFUSION = "Latent diffusion"
 
 #: Width of the text's vectors, which tells the base models apart.
 BASES = {768: SD1, 1024: SD2, 1280: SDXL_REFINER, 2048: SDXL}
@@ -130,7 +133,9 @@ def _which_unet(shapes: Shapes) -> str:
 
 
 def _base_of_context(shapes: Shapes) -> str | None:
-    """By the width of the text that the cross-attention looks at."""
+    """By the width of the text that the cross-attention looks at, or what makes the text."""
+    if any(f"cond_stage_model.{name}" in shapes for name in CONDITION_MARKERS.values()):
+        return LATENT_DIFFUSION
     if any("add_embedding." in name or "conditioner.embedders.1." in name for name in shapes):
         return SDXL
     widths = [s[-1] for n, s in shapes.items() if n.endswith("attn2.to_k.weight") and s]

@@ -6,7 +6,7 @@ A BERT-like transformer that was trained with the UNet reads the text.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from sfumato.diffusion.guidance import ClassifierFree, Guidance
 from sfumato.diffusion.noise import Generators
 from sfumato.pipelines import checks
 from sfumato.pipelines.flow import draw
-from sfumato.pipelines.latent_diffusion import Conditioned, LatentDiffusionBase, LatentRequest
+from sfumato.pipelines.latent_diffusion import Conditioned, LatentRequest, VqvaePipeline
 from sfumato.pipelines.output import ImagePipelineOutput
 from sfumato.pipelines.start import FromNoise
 
@@ -32,7 +32,7 @@ class _AnyScale(ClassifierFree):
         return self.scale != 1
 
 
-class LDMTextToImagePipeline(LatentDiffusionBase):
+class LDMTextToImagePipeline(VqvaePipeline):
     """Draws pictures of texts.
 
     Args:
@@ -44,8 +44,8 @@ class LDMTextToImagePipeline(LatentDiffusionBase):
     """
 
     model_cpu_offload_seq = "bert->unet->vqvae"
+    _made_for: ClassVar[tuple[str, ...]] = ("LDMTextToImagePipeline",)
 
-    vqvae: Any
     bert: Any
     tokenizer: Any
 
@@ -53,11 +53,6 @@ class LDMTextToImagePipeline(LatentDiffusionBase):
         self._set_up(
             vqvae, vqvae=vqvae, bert=bert, tokenizer=tokenizer, unet=unet, scheduler=scheduler
         )
-
-    @property
-    def vae(self) -> Any:
-        """The first stage, under the name that other pipelines have for it."""
-        return self.vqvae
 
     @property
     def do_classifier_free_guidance(self) -> bool:

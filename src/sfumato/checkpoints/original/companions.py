@@ -78,9 +78,12 @@ def make_low_res_scheduler(checkpoint: OriginalCheckpoint) -> Any:
 
 
 def make_tokenizer(checkpoint: OriginalCheckpoint) -> Any:
-    """The tokenizer: CLIP's, whose vocabulary ships with the package; 2.x pads with "!" (id 0)."""
-    from sfumato.text.tokenizer import CLIPTokenizer
+    """The tokenizer: CLIP's, whose vocabulary ships with the package; 2.x pads with "!" (id 0).
 
+    None for BERT's, whose vocabulary does not ship, without a folder that has it.
+    """
+    kind = checkpoint.family.classes.get("tokenizer", "CLIPTokenizer")
+    tokenizer_class: Any = find_class(kind, "The checkpoint")
     if checkpoint.folder is not None and (checkpoint.folder.path / "tokenizer").is_dir():
-        return CLIPTokenizer.from_pretrained(checkpoint.folder.path, subfolder="tokenizer")
-    return CLIPTokenizer(**checkpoint.family.tokenizer)
+        return tokenizer_class.from_pretrained(checkpoint.folder.path, subfolder="tokenizer")
+    return tokenizer_class(**checkpoint.family.tokenizer) if kind == "CLIPTokenizer" else None

@@ -145,11 +145,11 @@ def detect_family(shapes: Mapping[str, Shape], where: str, *, unet_only: bool = 
     unet = find_part(shapes, "unet")
     if unet is None or unet.layout == "diffusers":
         raise _not_loadable(shapes, where)
+    if (condition := find_part(shapes, "conditioner")) is not None:
+        return latent.conditioned_family(shapes, condition)
     if not unet_only:
         _refuse_special(shapes, where)
     own = {short: shapes[name] for short, name in unet.names.items()}
-    if (condition := find_part(shapes, "conditioner")) is not None:
-        return latent.conditioned_family(shapes, condition)
     if latent.is_plain(own):
         return latent.plain_family(shapes, own, where, unet_only=unet_only)
     if "label_emb.0.0.weight" in own and not unet_only:

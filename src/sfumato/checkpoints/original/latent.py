@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from sfumato.checkpoints.original.conditions import condition_family
 from sfumato.checkpoints.original.families import Family, family
 from sfumato.checkpoints.original.first_stages import first_stage
-from sfumato.checkpoints.original.parts import find_part
+from sfumato.checkpoints.original.parts import Part, find_part
 from sfumato.errors import CheckpointError
 
 Shape = tuple[int, ...]
@@ -59,6 +60,23 @@ def plain_family(shapes: Shapes, unet: Shapes, where: str, *, unet_only: bool) -
             hint="`UNet2DModel.from_single_file` loads the UNet alone.",
         )
     return with_first_stage(family(name), shapes)
+
+
+def conditioned_family(shapes: Shapes, condition: Part) -> Family:
+    """The family of a model that is told what to draw otherwise than by CLIP.
+
+    Args:
+        shapes: of all tensors.
+        condition: where the network of the condition is among them.
+
+    Raises:
+        CheckpointError: its weights have no possible shapes.
+    """
+    own = {short: shapes[name] for short, name in condition.names.items()}
+    stage = find_part(shapes, "vae")
+    quantised = stage is not None and CODEBOOK in stage.names
+    found = family(condition_family(condition.layout, own, quantised))
+    return with_first_stage(found, shapes)
 
 
 def with_first_stage(found: Family, shapes: Shapes) -> Family:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from sfumato.checkpoints.original.conditions import CONDITION_MARKERS
+
 COMPONENTS = ("unet", "vae", "text_encoder")
 
 #: Component, layout, prefixes in the order in which they are looked for, and a name that each has.
@@ -40,6 +42,10 @@ _PLACES: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
         ("cond_stage_model.transformer.", "cond_stage_model.", ""),
         "embeddings.token_embedding.weight",
     ),
+    *(
+        ("conditioner", kind, ("cond_stage_model.",), marker)
+        for kind, marker in CONDITION_MARKERS.items()
+    ),
 )
 
 #: The averaged weights' prefix. Below it, names have lost their dots: see `averaged_name`.
@@ -52,8 +58,8 @@ class Part:
     """One network in a file.
 
     Attributes:
-        component: one of `COMPONENTS`.
-        layout: ``ldm``, ``clip``, ``open_clip``, or ``diffusers``.
+        component: one of `COMPONENTS`, or ``conditioner``, of the latent diffusion paper's models.
+        layout: ``ldm``, ``clip``, ``open_clip``, ``diffusers``, or of `CONDITION_MARKERS`.
         prefix: in front of its names.
         names: the name without prefix, to the name in the file.
     """

@@ -81,11 +81,12 @@ def _down_blocks(shapes: Shapes) -> list[tuple[int, int, int]]:
 
 
 def _rescaled_heads(family: Mapping[str, Any], widths: list[int]) -> dict[str, Any]:
-    """Numbers of heads for other widths than the family's, of 64 channels where it has those."""
+    """Numbers of heads for other widths than the family's, with as many channels where it says."""
     heads = family["attention_head_dim"]
     changes: dict[str, Any] = {}
     if isinstance(heads, list | tuple):
-        changes["attention_head_dim"] = [max(1, width // _HEAD_CHANNELS) for width in widths]
+        channels = family["block_out_channels"][0] // heads[0]
+        changes["attention_head_dim"] = [max(1, width // channels) for width in widths]
     flags = family.get("only_cross_attention", False)
     if isinstance(flags, list | tuple) and len(flags) != len(widths):
         changes["only_cross_attention"] = [flags[0]] * (len(widths) - 1) + [flags[-1]]
