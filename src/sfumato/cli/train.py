@@ -253,9 +253,10 @@ def unconditional(
     threads: Threads = None,
 ) -> None:
     """Train a second stage that draws pictures like those of a folder, without any text."""
-    from sfumato.training.unconditional import UnconditionalTraining, train_unconditional
+    from sfumato.training.denoising import DenoisingTraining
+    from sfumato.training.unconditional import train_unconditional
 
-    config = UnconditionalTraining(
+    config = DenoisingTraining(
         **_common(locals()),
         prediction_type=prediction_type,
         snr_gamma=snr_gamma or None,

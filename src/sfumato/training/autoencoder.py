@@ -1,9 +1,10 @@
-"""Recipe: the first stage, a KL autoencoder (Rombach et al. 2022, section 3.1 and appendix G).
+"""Recipe: the first stage, KL or VQ (Rombach et al. 2022, section 3.1 and appendix G).
 
 The loss is the mean absolute error of the picture, the same for its edges at three scales (drawings
-are edges: without this term they blur) and for its opponent colours at a coarse scale, and a small
-Kullback-Leibler term that bounds the latents and leaves them a little noisy, which makes the
-decoder forgiving. Left to itself a small model spends all its latent channels on shapes first and
+are edges: without this term they blur) and for its opponent colours at a coarse scale, and a term
+that bounds the latents. For Gaussian ones that is a small Kullback-Leibler divergence, which leaves
+them a little noisy and makes the decoder forgiving; with a codebook, what draws latents and
+codebook together. Left to itself a small model spends all its latent channels on shapes first and
 draws frogs grey for a long time; so the last two channels are drawn towards the opponent colours
 of their squares.
 """
@@ -24,7 +25,16 @@ from torch import Tensor, nn
 from sfumato.config import check_int
 from sfumato.errors import ConfigError
 from sfumato.models.autoencoder import AutoencoderKL
-from sfumato.training.data import Example, batch_indices, load_picture, read_folder
+from sfumato.models.vq_autoencoder import VQModel
+from sfumato.training.data import Example, batch_indices, load_picture, read_pictures
+from sfumato.training.first_stage import (
+    FirstStage,
+    fill_codebook,
+    freeze_encoder,
+    latents_of,
+    load_first_stage,
+    restore,
+)
 from sfumato.training.loop import DTYPES, TrainConfig
 from sfumato.training.run import prepare, read_architecture, run_to_end
 
@@ -33,8 +43,8 @@ ANCHOR_SCALE = 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoencoderTraining(TrainConfig):
-    """How to train a first stage.
+class FirstStageTraining(TrainConfig):
+    """How to train a first stage of either kind.
 
     Attributes:
         image_size: side of a whole picture, in pixels.
@@ -42,7 +52,6 @@ class AutoencoderTraining(TrainConfig):
         edge_weight: weight of the edge terms beside the pixel term.
         colour_weight: weight of the colour term.
         anchor_weight: weight of the term that ties the last two latent channels to colours.
-        kl_weight: weight of the KL term, which is averaged over latent values.
         freeze_encoder: train the decoder alone, for latents that are already in use.
     """
 
@@ -51,23 +60,63 @@ class AutoencoderTraining(TrainConfig):
     edge_weight: float = 1.0
     colour_weight: float = 1.0
     anchor_weight: float = 0.1
-    kl_weight: float = 1e-3
     freeze_encoder: bool = False
+
+    @property
+    def bound_weight(self) -> float:
+        """Weight of the term that keeps latents in bounds; see `Restored`."""
+        raise NotImplementedError
 
     def validate(self) -> None:
         super().validate()
         check_int("image_size", self.image_size, 8, 4096)
         check_int("crop_size", self.crop_size, 8, self.image_size)
-        for name in ("edge_weight", "colour_weight", "anchor_weight", "kl_weight"):
-            if not getattr(self, name) >= 0:
+        for name in ("edge_weight", "colour_weight", "anchor_weight", "kl_weight", "commit_weight"):
+            if not getattr(self, name, 0) >= 0:
                 raise ConfigError(f"`{name}` cannot be negative but is {getattr(self, name)}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderTraining(FirstStageTraining):
+    """How to train a first stage with Gaussian latents.
+
+    Attributes:
+        kl_weight: weight of the KL term, which is averaged over latent values.
+    """
+
+    kl_weight: float = 1e-3
+
+    @property
+    def bound_weight(self) -> float:
+        return self.kl_weight
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodebookTraining(FirstStageTraining):
+    """How to train a first stage with a codebook.
+
+    Attributes:
+        codebook_size: vectors in the codebook.
+        commit_weight: weight of the term that draws latents and codebook together.
+    """
+
+    codebook_size: int = 1024
+    commit_weight: float = 1.0
+
+    def validate(self) -> None:
+        super().validate()
+        check_int("codebook_size", self.codebook_size, 2, 2**20)
+
+    @property
+    def bound_weight(self) -> float:
+        return self.commit_weight
 
 
 class AutoencoderRecipe:
     """Random crops in, pictures back."""
 
     def __init__(
-        self, model: AutoencoderKL, examples: Sequence[Example], config: AutoencoderTraining
+        self, model: FirstStage, examples: Sequence[Example], config: FirstStageTraining
     ) -> None:
         factor = 2 ** (len(model.config.block_out_channels) - 1)
         if config.crop_size % factor:
@@ -77,24 +126,24 @@ class AutoencoderRecipe:
         self.model, self.examples, self.config = model, examples, config
         self.modules: Mapping[str, nn.Module] = {"vae": model}
         if config.freeze_encoder:
-            for part in (model.encoder, model.quant_conv):
-                if part is not None:
-                    part.requires_grad_(False)
+            freeze_encoder(model)
 
     def loss(self, index: int, generator: torch.Generator) -> dict[str, Tensor]:
         picture = self._crops(index, generator).to(DTYPES[self.config.dtype])
-        posterior = self.model.encode(picture).latent_dist
-        restored = self.model.decode(posterior.sample(generator=generator)).sample.float()
-        picture = picture.float()
+        made = restore(self.model, picture, generator)
+        picture, restored = picture.float(), made.picture.float()
         pixel = F.l1_loss(restored, picture)
         edge, colour = edge_loss(restored, picture), colour_loss(restored, picture)
-        kl = posterior.kl().float().mean() / posterior.mean[0].numel()
         loss = pixel + self.config.edge_weight * edge + self.config.colour_weight * colour
-        anchor = anchor_loss(posterior.mean.float(), picture)
+        anchor = anchor_loss(made.latents.float(), picture)
         if not self.config.freeze_encoder:
-            loss = loss + self.config.kl_weight * kl + self.config.anchor_weight * anchor
-        terms = {"pixel": pixel, "edge": edge, "colour": colour, "anchor": anchor, "kl": kl}
-        return {"loss": loss, **terms}
+            bound = self.config.bound_weight * made.bound
+            loss = loss + bound + self.config.anchor_weight * anchor
+        terms = {"pixel": pixel, "edge": edge, "colour": colour, "anchor": anchor}
+        if made.used is None:
+            return {"loss": loss, **terms, "kl": made.bound}
+        used = torch.tensor(made.used)
+        return {"loss": loss, **terms, "commit": made.bound, "codebook used": used}
 
     def _crops(self, index: int, generator: torch.Generator) -> Tensor:
         """This step's batch: float32 ``(batch, 3, crop, crop)``, half of it mirrored."""
@@ -118,9 +167,7 @@ class AutoencoderRecipe:
         pictures = torch.stack([load_picture(e.path, self.config.image_size) for e in chosen])
         restored = torch.cat(
             [
-                self.model.decode(
-                    self.model.encode(p[None].to(self.model.dtype)).latent_dist.mode()
-                )
+                self.model.decode(latents_of(self.model, p[None].to(self.model.dtype)))
                 .sample.float()
                 .clamp(-1, 1)
                 for p in pictures
@@ -175,7 +222,7 @@ def picture_grid(pictures: Tensor, columns: int) -> Image.Image:
 
 @torch.no_grad()
 def measure_latents(
-    model: AutoencoderKL, examples: Sequence[Example], image_size: int, batch_size: int = 16
+    model: FirstStage, examples: Sequence[Example], image_size: int, batch_size: int = 16
 ) -> tuple[Tensor, float]:
     """Means of all latents, and the factor that brings them to unit variance.
 
@@ -186,27 +233,44 @@ def measure_latents(
     found = []
     for start in range(0, len(examples), batch_size):
         batch = [load_picture(e.path, image_size) for e in examples[start : start + batch_size]]
-        found.append(model.encode(torch.stack(batch).to(model.dtype)).latent_dist.mode().float())
+        found.append(latents_of(model, torch.stack(batch).to(model.dtype)).float())
     latents = torch.cat(found)
     return latents, float(1.0 / latents.std())
 
 
-def save_autoencoder(model: AutoencoderKL, folder: Path, scaling_factor: float) -> None:
+def save_autoencoder(model: FirstStage, folder: Path, scaling_factor: float) -> None:
     """Save in diffusers' layout with the measured ``scaling_factor``."""
-    model.config = model.config.replace(scaling_factor=round(scaling_factor, 6))
+    config: Any = model.config.replace(scaling_factor=round(scaling_factor, 6))
+    model.config = config
     model.save_pretrained(folder)
+
+
+def _new_model(
+    settings: Mapping[str, Any], examples: Sequence[Example], config: FirstStageTraining
+) -> FirstStage:
+    """A model with random weights; its codebook, if it has one, from the first pictures."""
+    if not isinstance(config, CodebookTraining):
+        return AutoencoderKL.from_config(settings)
+    known = set(VQModel.config_class.__dataclass_fields__)
+    fields = {name: value for name, value in settings.items() if name in known}
+    model = VQModel.from_config({**fields, "num_vq_embeddings": config.codebook_size})
+    pictures = (load_picture(e.path, config.image_size) for e in examples[:64])
+    fill_codebook(model, pictures, torch.Generator().manual_seed(config.seed))
+    return model
 
 
 def train_autoencoder(
     data: Path,
     output: Path,
-    config: AutoencoderTraining,
+    config: FirstStageTraining,
     *,
     architecture: Path | None = None,
     init: Path | None = None,
     sample_every: int = 500,
 ) -> Path:
     """Train a first stage on a folder of pictures; returns the folder of the finished model.
+
+    It is a `VQModel` with a `CodebookTraining`, else an `AutoencoderKL`.
 
     Args:
         architecture: folder with ``vae.json``; the embedded model's by default.
@@ -215,15 +279,18 @@ def train_autoencoder(
     Raises:
         DatasetError, ConfigError, NumericalError: see their descriptions.
     """
-    examples = read_folder(data)
+    examples = read_pictures(data)
+    with_codebook = isinstance(config, CodebookTraining)
     if init:
         settings: dict[str, Any] = {"init": str(init)}
         torch.manual_seed(config.seed)
-        model = AutoencoderKL.from_pretrained(init, dtype=torch.float32)
+        model = load_first_stage(init)
+        if isinstance(model, VQModel) is not with_codebook:
+            raise ConfigError(f"'{init}' is a {type(model).__name__}, which is the other kind.")
     else:
         settings = read_architecture(architecture, "vae")
         torch.manual_seed(config.seed)
-        model = AutoencoderKL.from_config(settings)
+        model = _new_model(settings, examples, config)
     recipe = AutoencoderRecipe(model, examples, config)
     trainer = prepare(recipe, config, output, {"architecture": settings})
     run_to_end(trainer, sample_every, lambda: recipe.sheet())

@@ -24,6 +24,7 @@ from sfumato.errors import DatasetError
 logger = logging.getLogger(__name__)
 
 MAX_PIXELS = 64_000_000  # a decompression bomb is refused from its header, before decoding
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
 MAX_LINE = 1_000_000  # characters in one line of metadata.jsonl
 
 
@@ -65,18 +66,41 @@ def read_folder(root: Path, *, max_bad_share: float = 0.01) -> list[Example]:
             continue
         seen.add(example.path)
         examples.append(example)
+    _report(root, len(examples), problems, max_bad_share)
+    return examples
+
+
+def read_pictures(root: Path, *, max_bad_share: float = 0.01) -> list[Example]:
+    """The pictures of a folder for training without captions, which they may lack.
+
+    Without a ``metadata.jsonl`` these are all files whose names end like a picture's.
+
+    Raises:
+        DatasetError: as in `read_folder`.
+    """
+    if (root / "metadata.jsonl").is_file():
+        return read_folder(root, max_bad_share=max_bad_share)
+    if not root.is_dir():
+        raise DatasetError(f"'{root}' is no folder.")
+    found = [Example(p, ()) for p in sorted(root.iterdir()) if p.suffix.lower() in SUFFIXES]
+    checked = [(example, _damage(example.path)) for example in found]
+    examples = [example for example, problem in checked if problem is None]
+    problems = [f"{example.path.name}: {problem}" for example, problem in checked if problem]
+    _report(root, len(examples), problems, max_bad_share)
+    return examples
+
+
+def _report(root: Path, usable: int, problems: Sequence[str], max_bad_share: float) -> None:
+    """Warn of pictures that are skipped, or raise `DatasetError` when they are too many."""
+    total = usable + len(problems)
     if problems:
-        logger.warning(
-            "%d of %d pictures skipped; first: %s", len(problems), len(lines), problems[0]
-        )
-    total = len(examples) + len(problems)
-    if not examples or len(problems) > max_bad_share * total:
+        logger.warning("%d of %d pictures skipped; first: %s", len(problems), total, problems[0])
+    if not usable or len(problems) > max_bad_share * total:
         raise DatasetError(
             f"'{root}': {len(problems)} of {total} pictures cannot be used, more than "
-            f"{max_bad_share:.0%}. First: {'; '.join(problems[:5]) or 'the file is empty'}.",
-            hint="Mend or remove these lines.",
+            f"{max_bad_share:.0%}. First: {'; '.join(problems[:5]) or 'there are none'}.",
+            hint="Mend or remove these pictures, or their lines.",
         )
-    return examples
 
 
 def _parse_line(root: Path, number: int, line: str) -> Example:
@@ -98,10 +122,13 @@ def _parse_line(root: Path, number: int, line: str) -> Example:
 
 def _problem(example: Example) -> str | None:
     """Why a picture cannot be used, from its header alone; None when it can."""
-    if not example.captions:
-        return "no caption"
+    return _damage(example.path) if example.captions else "no caption"
+
+
+def _damage(path: Path) -> str | None:
+    """Why a file cannot be used as a picture, from its header alone; None when it can."""
     try:
-        with Image.open(example.path) as image:
+        with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 return f"{image.width}x{image.height} is over {MAX_PIXELS} pixels"
     except (OSError, ValueError, Image.DecompressionBombError) as error:

@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sfumato.checkpoints.atomic import atomic_path
-from sfumato.models.autoencoder import AutoencoderKL
 from sfumato.training.autoencoder import measure_latents
 from sfumato.training.data import Example
+from sfumato.training.first_stage import FirstStage
 
 
 def cached_latents(
-    vae: AutoencoderKL, folder: Path, examples: Sequence[Example], image_size: int, run: Path
+    vae: FirstStage, folder: Path, examples: Sequence[Example], image_size: int, run: Path
 ) -> Tensor:
     """Scaled latents of all examples, float32 ``(n, channels, height, width)``.
 

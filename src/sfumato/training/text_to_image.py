@@ -18,7 +18,6 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sfumato.config import check_choice
 from sfumato.diffusion.schedule import NoiseConfig, alphas_cumprod
 from sfumato.errors import ConfigError, DatasetError
 from sfumato.models.autoencoder import AutoencoderKL
@@ -29,49 +28,27 @@ from sfumato.text.clip import CLIPTextModel
 from sfumato.text.tokenizer import CLIPTokenizer
 from sfumato.training.autoencoder import picture_grid
 from sfumato.training.captions import CaptionedTraining, Captions, sheet_captions
-from sfumato.training.data import Example, batch_indices, read_folder
-from sfumato.training.latents import cached_latents
-from sfumato.training.loop import DTYPES
-from sfumato.training.losses import (
-    PREDICTIONS,
-    add_noise,
-    diffusion_target,
-    min_snr_weight,
-    stratified_timesteps,
-    weighted_mse,
+from sfumato.training.data import Example, read_folder
+from sfumato.training.denoising import (
+    DenoisingTraining,
+    check_channels,
+    check_prediction,
+    denoising_loss,
+    noise_of,
 )
+from sfumato.training.latents import cached_latents
 from sfumato.training.run import prepare, read_architecture, run_to_end
-
-#: Fields of a scheduler that say how noise is added in training.
-NOISE_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextToImageTraining(CaptionedTraining):
+class TextToImageTraining(CaptionedTraining, DenoisingTraining):
     """How to train a text-to-image model.
 
     Attributes:
-        prediction_type: what the UNet answers: ``epsilon``, ``v_prediction`` or ``sample``.
-        snr_gamma: cap of the min-SNR weighting; None weighs all noise levels alike.
-        timestep_shift: above 1, high noise levels are trained on more often, see
-            `stratified_timesteps`.
         freeze_text_encoder: train the UNet alone, as the paper does with a finished encoder.
     """
 
-    prediction_type: str = "v_prediction"
-    snr_gamma: float | None = 5.0
-    timestep_shift: float = 1.0
     freeze_text_encoder: bool = False
-
-    def validate(self) -> None:
-        super().validate()
-        check_choice("prediction_type", self.prediction_type, PREDICTIONS)
-        if self.snr_gamma is not None and self.snr_gamma <= 0:
-            raise ConfigError(f"`snr_gamma` has to be positive but is {self.snr_gamma}.")
-        if not 0 < self.timestep_shift <= 100:
-            raise ConfigError(
-                f"`timestep_shift` has to lie in (0, 100] but is {self.timestep_shift}."
-            )
 
 
 class TextToImageRecipe:
@@ -94,12 +71,7 @@ class TextToImageRecipe:
     ) -> None:
         if len(latents) != len(examples):
             raise DatasetError(f"{len(latents)} latents for {len(examples)} pictures.")
-        if latents.shape[1] != unet.config.in_channels:
-            raise ConfigError(
-                f"The autoencoder's latents have {latents.shape[1]} channels, but the UNet takes "
-                f"{unet.config.in_channels}.",
-                hint="Set `in_channels` and `out_channels` in unet.json.",
-            )
+        check_channels(unet, latents)
         self.unet, self.text_encoder, self.config = unet, text_encoder, config
         self.modules: dict[str, nn.Module] = {"unet": unet, "text_encoder": text_encoder}
         text_encoder.requires_grad_(not config.freeze_text_encoder)
@@ -116,34 +88,19 @@ class TextToImageRecipe:
         config: TextToImageTraining,
     ) -> Self:
         """The recipe that trains a pipeline's networks with its scheduler's noise."""
-        noise = NoiseConfig(**{key: pipeline.scheduler.config[key] for key in NOISE_KEYS})
+        noise = noise_of(pipeline.scheduler)
         networks = (pipeline.unet, pipeline.text_encoder, pipeline.tokenizer)
         return cls(*networks, latents, examples, noise, config)
 
     def loss(self, index: int, generator: torch.Generator) -> dict[str, Tensor]:
-        config = self.config
-        dtype = DTYPES[config.dtype]
-        chosen = torch.from_numpy(
-            batch_indices(len(self.latents), config.batch_size, index, config.seed)
-        )
-        latents = self.latents[chosen]
-        noise = torch.randn(latents.shape, generator=generator)
-        timesteps = stratified_timesteps(
-            len(chosen), len(self.alpha_bar), generator, config.timestep_shift
-        )
-        alpha_bar = self.alpha_bar[timesteps]
-        captions = self.captions.draw(chosen, generator)
-        noisy = add_noise(latents, noise, alpha_bar).to(dtype)
-        # At these few tokens, plain products train twice as fast on a CPU as the fused kernel.
-        with sdpa_kernel(SDPBackend.MATH):
-            context = self.text_encoder(captions).last_hidden_state
-            answer = self.unet(noisy, timesteps, encoder_hidden_states=context).sample
-        target = diffusion_target(latents, noise, alpha_bar, config.prediction_type)
-        weight = min_snr_weight(alpha_bar, config.prediction_type, config.snr_gamma)
-        return {
-            "loss": weighted_mse(answer, target, weight),
-            "mse": weighted_mse(answer.detach(), target, torch.ones_like(weight)),
-        }
+        def ask(chosen: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
+            captions = self.captions.draw(chosen, generator)
+            # At these few tokens, plain products train twice as fast on a CPU as the fused kernel.
+            with sdpa_kernel(SDPBackend.MATH):
+                context = self.text_encoder(captions).last_hidden_state
+                return self.unet(noisy, timesteps, encoder_hidden_states=context).sample
+
+        return denoising_loss(self.latents, self.alpha_bar, self.config, index, generator, ask)
 
 
 def train_text_to_image(
@@ -179,12 +136,7 @@ def train_text_to_image(
     pipeline = continued_pipeline(init, vae) if init else new_pipeline(architecture, vae, config)
     if text_encoder:
         pipeline.text_encoder = CLIPTextModel.from_pretrained(text_encoder, dtype=torch.float32)
-    trained_for = pipeline.scheduler.config.prediction_type
-    if trained_for != config.prediction_type:
-        raise ConfigError(
-            f"'{init}' was trained for {trained_for}, not {config.prediction_type}.",
-            hint=f"Give --prediction-type {trained_for}.",
-        )
+    check_prediction(pipeline.scheduler, config, init)
     latents = cached_latents(vae, autoencoder, examples, image_size, output)
     recipe = TextToImageRecipe.of_pipeline(pipeline, latents, examples, config)
     networks = {"unet": recipe.unet, "text_encoder": recipe.text_encoder}
