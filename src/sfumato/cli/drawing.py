@@ -40,7 +40,8 @@ def draw(request: Request) -> Iterator[Drawn]:
     device = pick_device(request.device)
     set_threads(request.threads)
     model_hash = model_hash_of(request)
-    pipe = _load(request.model, request.recipe.dtype or "auto", device)
+    dtype = request.recipe.dtype or "auto"
+    pipe = _load(request.model, dtype, device, request.saving.quantization)
     request.saving.place(pipe, device)
     recipe = stamped(request, pipe, "torch", str(pipe.unet.dtype).removeprefix("torch."))
     recipe = recipe.replace(model_hash=model_hash)
@@ -48,10 +49,12 @@ def draw(request: Request) -> Iterator[Drawn]:
         yield _draw_one(pipe, one, request.loras, label)
 
 
-def _load(model: Model, dtype: str, device: torch.device) -> Any:
+def _load(model: Model, dtype: str, device: torch.device, quantization: str | None) -> Any:
     path = model.path
     chosen = dtype_for_size(network_size(path), device) if dtype == "auto" else None
-    options = {"torch_dtype": chosen or pick_dtype(dtype, device)}
+    options: dict[str, Any] = {"torch_dtype": chosen or pick_dtype(dtype, device)}
+    if quantization is not None:
+        options["quantization"] = quantization
     kind: Any = StableDiffusionPipeline
     if model.pipeline in (*TEXTLESS, "LDMTextToImagePipeline"):
         kind = getattr(sfumato, model.pipeline)

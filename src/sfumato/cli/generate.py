@@ -14,7 +14,7 @@ import typer
 from sfumato import __version__
 from sfumato.cli import COMMANDS, console
 from sfumato.cli.conditions import Boxes, ClassLabel, SemanticMap, read_conditions
-from sfumato.cli.saving import AttentionSlicing, LowMemory, Saving, VaeTiling
+from sfumato.cli.saving import AttentionSlicing, LowMemory, Quantization, Saving, VaeTiling
 from sfumato.errors import InputError
 
 if TYPE_CHECKING:  # imported where it is used, so that --help is instant
@@ -271,6 +271,7 @@ def generate(
     vae_tiling: VaeTiling = False,
     attention_slicing: AttentionSlicing = False,
     low_memory: LowMemory = False,
+    quantization: Quantization = None,
     as_json: Json = False,
     verbose: Verbose = False,
     version: Version = False,
@@ -337,7 +338,10 @@ def generate(
         threads=threads,
         backend=check_backend(backend),
         saving=Saving(
-            vae_tiling=vae_tiling, attention_slicing=attention_slicing, low_memory=low_memory
+            vae_tiling=vae_tiling,
+            attention_slicing=attention_slicing,
+            low_memory=low_memory,
+            quantization=quantization,
         ),
     )
     check_output(output)

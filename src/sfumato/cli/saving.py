@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sfumato.quantization.names import check_kind
+
 if TYPE_CHECKING:  # imported by who draws, so that --help is instant
     import torch
 
@@ -24,15 +26,33 @@ LowMemory = Annotated[
         "--low-memory", show_envvar=False, help="Hold what is computing, and tile; slower."
     ),
 ]
+Quantization = Annotated[
+    str | None,
+    typer.Option(
+        *("--quantization", "--type"),
+        metavar="NAME",
+        show_envvar=False,
+        help="Smaller weights: int8 (fastest), int8-weights or int4.",
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Saving:
-    """Which options were given."""
+    """Which options were given.
+
+    Raises:
+        InputError: there is no such quantization.
+    """
 
     vae_tiling: bool = False
     attention_slicing: bool = False
     low_memory: bool = False
+    quantization: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.quantization is not None:
+            check_kind(self.quantization)
 
     def place(self, pipe: Any, device: torch.device) -> None:
         """Put a pipeline on its device, with these switches set."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from sfumato.errors import ConfigError, InputError, did_you_mean
 from sfumato.pipelines.offload import Offload
-from sfumato.quantization.network import check_kind
+from sfumato.quantization.names import check_kind
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +46,6 @@ def dtype_for(dtype: Any, name: str) -> Any:
     return dtype
 
 
-#: What one word for a whole pipeline means. Of the text encoder, which runs once, speed counts less
-#: than exactness; of the autoencoder every error is seen in the picture.
-_QUANTIZED = {"unet": None, "text_encoder": "int8-weights"}
-
-
 def check_quantization(quantization: Any, names: Collection[str]) -> None:
     """Raise when what quantises a pipeline's networks is no way, or names no component of it.
 
@@ -68,15 +63,6 @@ def check_quantization(quantization: Any, names: Collection[str]) -> None:
             )
         if kind is not None:
             check_kind(kind)
-
-
-def quantization_for(quantization: Any, name: str) -> str | None:
-    """How to quantise one component, from one word for all or a table."""
-    if isinstance(quantization, Mapping):
-        return quantization.get(name)
-    if quantization is None or name not in _QUANTIZED:
-        return None
-    return _QUANTIZED[name] or quantization
 
 
 def read_arguments(

@@ -30,6 +30,7 @@ from sfumato.checkpoints.original.saving import save_original
 from sfumato.config import check_int
 from sfumato.errors import CheckpointError, InputError
 from sfumato.pipelines import placement, storage
+from sfumato.quantization.names import kind_for
 from sfumato.runtime import policy
 
 logger = logging.getLogger(__name__)
@@ -160,7 +161,7 @@ def _component(
         dtype=chosen_dtype(placement.dtype_for(options.get("dtype"), name), None),
         check_finite=options.get("check_finite"),
         disable_mmap=bool(options.get("disable_mmap", False)),
-        quantization=placement.quantization_for(options.get("quantization"), name),
+        quantization=kind_for(options.get("quantization"), name),
     )
     logger.info("Loaded %s from %s.", name, checkpoint.source.where)
     return network

@@ -11,25 +11,19 @@ them in 8 bits the pictures of the embedded model were 7 dB further from the exa
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sfumato.errors import CheckpointError, InputError, did_you_mean
+from sfumato.errors import CheckpointError, InputError
 from sfumato.quantization.blocks import BlockTensor
 from sfumato.quantization.int8 import Int8Tensor
+from sfumato.quantization.names import BLOCKS, check_kind
 from sfumato.quantization.tensor import QuantizedTensor
 from sfumato.quantization.winograd import WinogradTensor
 from sfumato.runtime.pages import give_back
-
-#: Ways to quantise, by name.
-KINDS: dict[str, Callable[[nn.Module, Tensor, torch.dtype], QuantizedTensor]] = {
-    "int8": lambda layer, weight, dtype: _integers(layer).quantise(weight, dtype),
-    "int8-weights": lambda _, weight, dtype: BlockTensor.quantise(weight, dtype, "Q8_0"),
-    "int4": lambda _, weight, dtype: BlockTensor.quantise(weight, dtype, "Q4_1"),
-}
 
 #: Convolutions of more outputs stay as they are: transformed for Winograd's method they would take
 #: 16 bytes in place of 9, and such layers work on small maps, where there is less time to gain.
@@ -47,15 +41,6 @@ KEPT = (
 
 #: Smaller weights are not worth it.
 SMALLEST = 2**10
-
-
-def check_kind(kind: str) -> None:
-    """Raise `InputError` unless there is this way to quantise."""
-    if kind not in KINDS:
-        raise InputError(
-            f"There is no quantization {str(kind)[:80]!r}; it is one of {', '.join(KINDS)}."
-            f"{did_you_mean(str(kind)[:80], KINDS)}"
-        )
 
 
 @torch.no_grad()
@@ -119,7 +104,11 @@ def _integers(layer: nn.Module) -> type[Int8Tensor] | type[WinogradTensor]:
 
 def _quantised(path: str, layer: Any, kind: str, dtype: torch.dtype | None) -> nn.Parameter:
     try:
-        made = KINDS[kind](layer, layer.weight, dtype or layer.weight.dtype)
+        claimed = dtype or layer.weight.dtype
+        if kind in BLOCKS:
+            made = BlockTensor.quantise(layer.weight, claimed, BLOCKS[kind])
+        else:
+            made = _integers(layer).quantise(layer.weight, claimed)
     except CheckpointError:
         raise CheckpointError(
             f"The weight of the layer {path!r} holds NaN or infinity.",
@@ -147,5 +136,6 @@ def quantization_of(network: nn.Module) -> str | None:
         if isinstance(parameter, Int8Tensor | WinogradTensor):
             return "int8"
         if isinstance(parameter, BlockTensor):
-            return {"Q8_0": "int8-weights", "Q4_1": "int4"}.get(parameter.kind, parameter.kind)
+            names = {block: name for name, block in BLOCKS.items()}
+            return names.get(parameter.kind, parameter.kind)
     return None

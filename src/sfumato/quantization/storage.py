@@ -20,7 +20,8 @@ from sfumato.checkpoints.tensors import require_finite
 from sfumato.errors import CheckpointError, ConfigError, InputError
 from sfumato.quantization.blocks import BlockTensor
 from sfumato.quantization.int8 import Int8Tensor, from_kernel_order, in_kernel_order
-from sfumato.quantization.network import KINDS, check_kind, quantization_of, quantize
+from sfumato.quantization.names import BLOCKS, KINDS, check_kind
+from sfumato.quantization.network import quantization_of, quantize
 from sfumato.quantization.tensor import QuantizedTensor
 from sfumato.quantization.winograd import PLACES, SIZE, WinogradTensor
 from sfumato.runtime.allocator import release_memory
@@ -29,7 +30,6 @@ from sfumato.runtime.pages import give_back
 #: The key of a configuration, and who made the file.
 CONFIG_KEY, METHOD = "quantization_config", "sfumato"
 _SCALE = "_scale"
-_BLOCKS = {"int8-weights": "Q8_0", "int4": "Q4_1"}
 
 
 def take_config(values: dict[str, Any], where: str) -> str | None:
@@ -89,7 +89,7 @@ def split(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             tensors[name] = tensor.integers().unflatten(1, (SIZE, SIZE)).movedim(-1, 1)
             tensors[name + _SCALE] = tensor.scales.T
         elif isinstance(tensor, BlockTensor):
-            if tensor.kind not in _BLOCKS.values():
+            if tensor.kind not in BLOCKS.values():
                 raise InputError(
                     f"Weights of type {tensor.kind} cannot be saved.",
                     hint="Keep the GGUF file, or load it without keeping its types.",
@@ -138,7 +138,7 @@ def _joined(
     """One weight, or None where the parts do not make one."""
     if tensor.dtype == torch.int8:
         return None if scale is None or kind != "int8" else _integers(tensor, scale, shape, dtype)
-    block = BY_NAME[_BLOCKS[kind]] if kind in _BLOCKS else None
+    block = BY_NAME[BLOCKS[kind]] if kind in BLOCKS else None
     if block is None or tensor.ndim != 1 or len(shape) < 2:
         return None
     numbers = torch.Size(shape).numel()
