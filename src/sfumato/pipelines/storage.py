@@ -35,6 +35,7 @@ from sfumato.checkpoints.model_index import (
 from sfumato.checkpoints.weight_files import base_names, check_variant, has_variant
 from sfumato.errors import ConfigError, InputError, ModelNotFoundError, did_you_mean
 from sfumato.pipelines import placement, repairs
+from sfumato.quantization.names import kind_for
 from sfumato.runtime import policy
 
 logger = logging.getLogger(__name__)
@@ -282,7 +283,7 @@ def _load(index: ModelIndex, name: str, options: _Options, pipeline_class: Any) 
             use_safetensors=options.use_safetensors,
             disable_mmap=options.disable_mmap,
             check_finite=options.check_finite,
-            quantization=placement.quantization_for(options.quantization, name),
+            quantization=kind_for(options.quantization, name),
         )
     except ModelNotFoundError as error:
         raise _with_way_out(error, pipeline_class, name) from None
