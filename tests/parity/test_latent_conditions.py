@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import sfumato
-from sfumato import Box, InputError, Layout
+from sfumato import Box, CheckpointError, InputError, Layout
 from sfumato.checkpoints.inspection import inspect_file
 from tests.parity.latent_files import KINDS, PUBLISHED, Plain, small
 from tests.parity.networks import relative_error, shapes
@@ -181,6 +181,34 @@ def test_folders_keep_all_kinds(tmp_path: Path) -> None:
         what = what[:, :, :32] if kind == "semantic" else what
         call = {"num_inference_steps": 1, "latents": latents, "output_type": "np", **sizes}
         assert np.array_equal(again(what, **call).images, pipe(what, **call).images)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_is_saved_as_it_was_loaded(kind: str, tmp_path: Path) -> None:
+    model, pipe, _, _ = case(kind, 3, tmp_path)
+    pipe.save_single_file(tmp_path / "again.safetensors")
+    again = load_file(tmp_path / "again.safetensors")
+    assert again.keys() == model.weights.keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in model.weights.items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_network_is_loaded_alone(kind: str, tmp_path: Path) -> None:
+    _, pipe, _, _ = case(kind, 3, tmp_path)
+    file = tmp_path / f"{kind}.ckpt"
+    for network in (pipe.unet, pipe.vae, pipe.conditioner):
+        alone = type(network).from_single_file(file)
+        assert alone.config == network.config
+        state = network.state_dict()
+        assert all(torch.equal(state[name], t) for name, t in alone.state_dict().items())
+
+
+def test_the_base_of_all_pipelines_finds_the_class(tmp_path: Path) -> None:
+    case("class", 2, tmp_path)
+    pipe = sfumato.DiffusionPipeline.from_single_file(tmp_path / "class.safetensors")
+    assert type(pipe) is sfumato.LatentDiffusionPipeline
+    with pytest.raises(CheckpointError, match="of a class"):
+        sfumato.StableDiffusionPipeline.from_single_file(tmp_path / "class.safetensors")
 
 
 def test_a_text_model_without_its_tokenizer_says_where_to_get_one(tmp_path: Path) -> None:

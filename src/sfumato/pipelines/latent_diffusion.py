@@ -178,26 +178,19 @@ class LatentDiffusionBase(DiffusionPipeline):
         dtype: torch.dtype | str | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """Save the UNet and the first stage as one checkpoint in the original layout.
+        """Save all networks as one checkpoint in the original layout.
 
         Args:
             path, dtype, metadata: as in `StableDiffusionPipeline.save_single_file`.
 
         Raises:
-            InputError: (a ``ValueError``) the name ends otherwise, or there is a conditioner,
-                which such a file has no common place for.
+            InputError: (a ``ValueError``) the name ends otherwise.
             CheckpointError: (an ``OSError``) a network is missing.
         """
         from sfumato.pipelines import single_file
 
-        if set(self.components) - {"vae", "vqvae", "unet", "scheduler", "conditioner"} or getattr(
-            self, "conditioner", None
-        ):
-            raise InputError(
-                "Only models without a condition are saved as one file.",
-                hint="`save_pretrained` saves all of them as folders.",
-            )
-        names = ("unet", "vae")
+        told = getattr(self, "conditioner", None) is not None
+        names = ("unet", "vae", "conditioner") if told else ("unet", "vae")
         single_file.save_single_file(self, path, dtype=dtype, metadata=metadata, names=names)
 
     # What the flow asks of a pipeline

@@ -55,6 +55,11 @@ class LDMTextToImagePipeline(VqvaePipeline):
         )
 
     @property
+    def conditioner(self) -> Any:
+        """The text encoder, under the name that other pipelines have for what tells the UNet."""
+        return self.bert
+
+    @property
     def do_classifier_free_guidance(self) -> bool:
         """Whether the network is asked about the negative text as well."""
         return self.guidance_scale != 1

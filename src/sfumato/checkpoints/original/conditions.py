@@ -6,7 +6,7 @@ channels, or a transformer that reads a text or a layout. `CONDITION_MARKERS` te
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from sfumato.checkpoints.original.keys import KeyMap, Rule
@@ -29,6 +29,13 @@ _HEAD = 64
 
 #: No transformer has more layers.
 _MOST_LAYERS = 256
+
+
+def condition_kind(names: Iterable[str]) -> str:
+    """The kind of a network by the names that its weights have here."""
+    if "model.embed_tokens.weight" in (present := set(names)):
+        return TRANSFORMER
+    return CLASS if CONDITION_MARKERS[CLASS] in present else SEMANTIC
 
 
 def condition_keys(kind: str) -> KeyMap:

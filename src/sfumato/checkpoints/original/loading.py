@@ -66,6 +66,7 @@ _READERS = {
 COMPONENT_OF = {name: component for component, name in CLASS_NAMES.items()} | {
     "UNet2DModel": "unet",
     "VQModel": "vae",
+    **dict.fromkeys(("ClassEmbedder", "SpatialRescaler", "LDMBertModel"), "conditioner"),
 }
 
 #: What files hold below a network's prefix besides its weights: leftovers of training, and layers
@@ -395,6 +396,8 @@ def _has_todays_names(shapes: Mapping[str, Shape], component: str) -> bool:
 
 def _family_of_part(shapes: Mapping[str, Shape], component: str) -> Family:
     """The family by a single network. Autoencoders of 1.x and 2.x differ in nothing that counts."""
+    if (condition := find_part(shapes, "conditioner")) is not None:  # a whole file of the paper's
+        return latent.conditioned_family(shapes, condition)
     part = find_part(shapes, component)
     names = part.names if part is not None else {}
     own = {short: shapes[name] for short, name in names.items()}

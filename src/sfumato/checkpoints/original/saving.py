@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sfumato.checkpoints.files import checked_path, shown
 from sfumato.checkpoints.folders import state_to_save
 from sfumato.checkpoints.original import keys
+from sfumato.checkpoints.original.conditions import condition_keys, condition_kind
 from sfumato.checkpoints.original.families import FAMILIES, family
 from sfumato.checkpoints.tensors import cast, save_safetensors
 from sfumato.errors import InputError
@@ -25,7 +26,11 @@ _PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
 _WITHOUT_TEXT = "latent-diffusion"
 
 #: Prefixes in a whole checkpoint. Alone, autoencoders and text encoders have none.
-_PREFIXES = {"unet": "model.diffusion_model.", "vae": "first_stage_model."}
+_PREFIXES = {
+    "unet": "model.diffusion_model.",
+    "vae": "first_stage_model.",
+    "conditioner": "cond_stage_model.",
+}
 _CLIP_PREFIX = "cond_stage_model.transformer."
 _OPEN_CLIP_PREFIX = "cond_stage_model.model."
 
@@ -44,7 +49,7 @@ def save_original(
     gets none, as such files have in the wild.
 
     Args:
-        networks: some of ``unet``, ``vae`` and ``text_encoder``.
+        networks: some of ``unet``, ``vae``, ``text_encoder`` and ``conditioner``.
         path: the file; it should end in ``.safetensors``.
         dtype: floating-point tensors are converted to it.
         prediction_type: written into the metadata, where `from_single_file` finds it.
@@ -84,9 +89,12 @@ def original_tensors(
         return _text_tensors(state, config, alone)
     if component not in _PREFIXES:
         raise InputError(f"The original layout has no place for a component {component!r}.")
-    rules = keys.unet_keys if component == "unet" else keys.autoencoder_keys
+    if component == "conditioner":
+        rules = condition_keys(condition_kind(state))
+    else:
+        rules = (keys.unet_keys if component == "unet" else keys.autoencoder_keys)(config)
     prefix = "" if alone and component == "vae" else _PREFIXES[component]
-    return {prefix + k: v for k, v in rules(config).tensors_to_original(state).items()}
+    return {prefix + k: v for k, v in rules.tensors_to_original(state).items()}
 
 
 def _text_tensors(state: Mapping[str, Tensor], config: Any, alone: bool) -> dict[str, Tensor]:
