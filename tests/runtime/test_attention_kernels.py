@@ -6,14 +6,19 @@ import math
 import random
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sfumato.native.attention import Strided, attend
 from sfumato.native.library import can_compute
+from sfumato.runtime import attention, kernels
+from sfumato.runtime import blocked_attention as blocks
 from sfumato.runtime.attention import fast_attention
 from sfumato.runtime.blocked_attention import blocked_attention
+from sfumato.runtime.machine import Machine
 
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 #: Errors relative to the largest result. float32: of one rounding times the length of the sums;
@@ -236,3 +241,43 @@ def test_blocks_of_matrix_products_give_what_the_formula_says(shape: tuple[int, 
         found = blocked_attention(q, k, v, 0.2)
         assert (found.double() - wanted).abs().max() <= bound * wanted.abs().max()
         assert found.transpose(1, 2).is_contiguous()
+
+
+@pytest.mark.parametrize("instructions", [(), ("avx512_bf16",), ("avx512_bf16", "amx_bf16")])
+def test_without_a_kernel_blocks_are_taken_where_they_pay(
+    instructions: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(instructions=instructions, processors=1)
+    monkeypatch.setattr(blocks, "this_machine", lambda: machine)
+    monkeypatch.setattr(attention, "can_compute", lambda kind: False)
+    monkeypatch.setattr(kernels, "features", lambda: 0)
+    monkeypatch.setattr(kernels, "switched_off", lambda: False)
+    pays = instructions == ("avx512_bf16",)
+    q = heads(1, 300, 2, 40, "bfloat16")
+    with torch.no_grad(), kernels.active():
+        assert kernels.computing() == pays
+        found = fast_attention(q, q, q)
+        assert (found is not None) == pays
+        assert fast_attention(q.float(), q.float(), q.float()) is None
+        assert fast_attention(q, q[:, :, :77], q[:, :, :77]) is None
+        assert fast_attention(q, q, q, torch.zeros(300, 300)) is None
+        assert fast_attention(q, q, q, is_causal=True) is None
+        mixed = F.scaled_dot_product_attention(q, q, q)
+    wanted = formula(q, q, q)
+    assert (mixed - wanted).abs().max() <= 2**-6 * wanted.abs().max()
+
+
+@needs["float32"]
+def test_arrays_of_numpy_are_taken_as_well() -> None:
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((2, n, 3, 20), np.float32) for n in (10, 77, 77))
+    out = np.empty_like(q)
+    # (N, tokens, heads, channels) in memory, seen as (N, heads, tokens, channels)
+    views = [a.swapaxes(1, 2) for a in (q, k, v, out)]
+    places = [
+        Strided(a.ctypes.data, a.dtype.name, a.shape, tuple(s // a.itemsize for s in a.strides))
+        for a in views
+    ]
+    attend(places[0], places[1], places[2], places[3], None, scale=0.3)
+    found, *given = (torch.from_numpy(a) for a in (views[3], *views[:3]))
+    close(found, formula(given[0], given[1], given[2], scale=0.3), "float32")

@@ -17,20 +17,24 @@ from sfumato.runtime.machine import this_machine
 BLOCK = 256
 
 
+def can_block() -> bool:
+    """Whether this processor is one where blocks pay: it has bfloat16, but not AMX.
+
+    Where it multiplies whole tiles at once (AMX), torch's own attention is tuned for it.
+    """
+    instructions = this_machine().instructions
+    return "avx512_bf16" in instructions and "amx_bf16" not in instructions
+
+
 def is_worth_blocking(query: Tensor, key: Tensor) -> bool:
     """Whether `blocked_attention` is faster than torch's.
 
-    Measured on an AMD Zen 4, one core, in bfloat16: 1.4 times as fast at 4,096 tokens with heads of
-    40 channels and at 1,024 of 80, 1.8 times at 4,096 of 512; slower for the 77 keys of a text and
-    in float32. Where the processor multiplies whole tiles (AMX), torch's own has been tuned for it.
+    Measured on an AMD Zen 4, one core, in bfloat16 (``python -m benchmarks.attention``): 1.3 times
+    as fast at 4,096 tokens with heads of 40 channels, 1.4 at 1,024 of 80, 1.6 at 256 of 160, 1.9 at
+    4,096 of 512; slower for the 77 keys of a text and in float32.
     """
-    instructions = this_machine().instructions
-    return (
-        query.dtype == torch.bfloat16
-        and "avx512_bf16" in instructions
-        and "amx_bf16" not in instructions
-        and min(query.shape[2], key.shape[2]) >= BLOCK
-    )
+    enough = min(query.shape[2], key.shape[2]) >= BLOCK
+    return enough and query.dtype == torch.bfloat16 and can_block()
 
 
 def blocked_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:

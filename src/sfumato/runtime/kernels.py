@@ -22,8 +22,9 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 
 from sfumato.native.library import describe as describe
-from sfumato.native.library import features
+from sfumato.native.library import features, switched_off
 from sfumato.runtime.attention import fast_attention
+from sfumato.runtime.blocked_attention import can_block
 from sfumato.runtime.layer_kernels import convolve, linear
 from sfumato.runtime.pointwise import group_norm, layer_norm
 
@@ -62,7 +63,10 @@ def using(on: bool) -> Iterator[None]:
 
 
 def active() -> AbstractContextManager[object]:
-    """Compute with the kernels inside, if anything there can use them."""
+    """Compute with the kernels inside, if anything there can use them.
+
+    Where they could not be built, attention may still gain by `sfumato.runtime.blocked_attention`.
+    """
     return _Kernels() if _wanted() else nullcontext()
 
 
@@ -73,7 +77,7 @@ def computing() -> bool:
 
 def _wanted() -> bool:
     return (
-        available()
+        (available() or (can_block() and not switched_off()))
         and _choice.on
         and not _choice.entered
         and not torch.is_grad_enabled()
