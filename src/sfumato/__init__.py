@@ -85,6 +85,7 @@ if TYPE_CHECKING:
     from sfumato.pipelines.output import ImagePipelineOutput, StableDiffusionPipelineOutput
     from sfumato.pipelines.panorama import StableDiffusionPanoramaPipeline
     from sfumato.pipelines.pixels import DDIMPipeline, DDPMPipeline
+    from sfumato.pipelines.previews import PreviewCallback
     from sfumato.pipelines.savings import DeepCache, TextGate, TokenMerging
     from sfumato.pipelines.stable_diffusion import StableDiffusionPipeline
     from sfumato.pipelines.t2i_adapter import StableDiffusionAdapterPipeline
@@ -170,6 +171,7 @@ _MODULE_OF = {
     "StableDiffusionControlNetImg2ImgPipeline": "sfumato.pipelines.controlnet_img2img",
     "StableDiffusionControlNetPipeline": "sfumato.pipelines.controlnet",
     "StableDiffusionUpscalePipeline": "sfumato.pipelines.upscale",
+    "PreviewCallback": "sfumato.pipelines.previews",
     "StableDiffusionLatentUpscalePipeline": "sfumato.pipelines.latent_upscale",
     "StableDiffusionDepth2ImgPipeline": "sfumato.pipelines.depth2img",
     "StableDiffusionInstructPix2PixPipeline": "sfumato.pipelines.instruct_pix2pix",
@@ -315,6 +317,7 @@ __all__ = [
     "PNDMScheduler",
     "PerturbedAttentionGuidance",
     "PipelineCallback",
+    "PreviewCallback",
     "RescaleGuidance",
     "SASolverScheduler",
     "SDCFGCutoffCallback",

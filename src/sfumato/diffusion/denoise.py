@@ -33,6 +33,7 @@ class Step:
         timestep: what the network was told; a tensor with one number.
         denoised: the finished picture as the network sees it now (for previews), or None.
         output: the guided answer of the network.
+        seen: what the network saw, in its own scale.
     """
 
     x: torch.Tensor
@@ -42,6 +43,7 @@ class Step:
     timestep: torch.Tensor
     denoised: torch.Tensor | None
     output: torch.Tensor
+    seen: torch.Tensor
 
 
 def denoise(
@@ -102,7 +104,7 @@ def denoise(
                 f"NaN or infinity in step {row + 1} of {len(solver)}, timestep {timestep:g}.",
                 hint="16-bit floats overflow in some models: try float32 or bfloat16.",
             )
-        step = Step(x, seen_context, guidance, row, timestep, denoised, output)
+        step = Step(x, seen_context, guidance, row, timestep, denoised, output, seen)
         yield step
         x, guidance = step.x, step.guidance
         if step.context is not seen_context:  # a consumer's change goes before what was planned

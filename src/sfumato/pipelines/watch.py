@@ -7,13 +7,18 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sfumato.diffusion.denoise import Step
+from sfumato.diffusion.levels import Levels
 from sfumato.errors import InputError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from sfumato.pipelines.flow import Drawing
 
 #: Callbacks of the older kind: ``callback(step, timestep, latents)`` every few steps.
 LEGACY_KEYWORDS = ("callback", "callback_steps")
+#: What callbacks may ask for besides what the pipeline's class lists, in every pipeline.
+DENOISED = "denoised"
 
 
 def warn_of_legacy(given: Mapping[str, Any]) -> None:
@@ -43,6 +48,7 @@ class Watcher:
         self._request = drawing.request
         self._bar = drawing.pipeline.progress_bar(total=drawing.steps)
         self._count = count
+        self._levels: Levels | None = None
         self._order = getattr(drawing.scheduler, "order", 1)
         self._warmup = count - drawing.steps * self._order
 
@@ -67,6 +73,8 @@ class Watcher:
     def _call_on_step_end(self, step: Step, on_step_end: Callable[..., Any]) -> None:
         tensors = self._drawing.tensors
         known = {"latents": step.x, "prompt_embeds": step.context, **tensors}
+        if DENOISED in self._request.callback_on_step_end_tensor_inputs:
+            known[DENOISED] = self._denoised(step)
         given = {name: known[name] for name in self._request.callback_on_step_end_tensor_inputs}
         changed = on_step_end(self._drawing.pipeline, step.index, step.timestep, given)
         if changed is None:
@@ -79,3 +87,11 @@ class Watcher:
         step.x = changed.get("latents", step.x)
         step.context = changed.get("prompt_embeds", step.context)
         tensors.update({name: changed[name] for name in tensors if name in changed})
+
+    def _denoised(self, step: Step) -> Tensor:
+        """The finished latents as the network sees them now."""
+        if step.denoised is not None:
+            return step.denoised
+        if self._levels is None:
+            self._levels = Levels.of(self._drawing.scheduler, self._drawing.timesteps)
+        return self._levels.to_picture(step.seen, step.output, float(step.timestep))
