@@ -1,0 +1,263 @@
+"""Schedulers as JAX wants them: pure functions of a state, under diffusers' Flax names.
+
+A scheduler here is a configuration; what changes is in a `SchedulerState`, a pytree that can pass
+through ``jit`` and ``scan``. The arithmetic is that of the torch-free tables (see
+`sfumato.diffusion.plan`), so every scheduler class that makes a plan has its functional form, and
+`functional` makes it; the names that diffusers had are below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from os import PathLike
+from typing import Any, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from sfumato import schedulers
+from sfumato.diffusion.plan import Limit, Plan
+from sfumato.errors import InputError
+from sfumato.jax.sampling import Progress, Rows, advance, begin, rows_of
+from sfumato.outputs import BaseOutput
+from sfumato.pipelines.number_checks import whole_number
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("alphas_cumprod", "timesteps", "init_noise_sigma", "rows", "row", "past"),
+    meta_fields=("num_inference_steps", "limit"),
+)
+@dataclass(frozen=True)
+class SchedulerState:
+    """What a scheduler knows of a run.
+
+    Attributes:
+        alphas_cumprod: of the training steps, float32.
+        timesteps: what the network is told, call by call; empty before ``set_timesteps``.
+        init_noise_sigma: standard deviation of the noise to start from.
+        rows: the sampler's table, None before ``set_timesteps``.
+        row: number of the next row, -1 before the first.
+        past: tensors of earlier calls, None before the first ``step``.
+        num_inference_steps: how many steps, None before ``set_timesteps``.
+        limit: what happens to denoised pictures.
+    """
+
+    alphas_cumprod: Array
+    timesteps: Array
+    init_noise_sigma: Array
+    rows: Rows | None = None
+    row: Any = -1
+    past: Array | None = None
+    num_inference_steps: int | None = None
+    limit: Limit | None = None
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with other fields."""
+        return replace(self, **changes)
+
+
+@dataclass
+class FlaxSchedulerOutput(BaseOutput):
+    """What ``step`` returns: the next sample, and the state after it."""
+
+    prev_sample: Array
+    state: SchedulerState
+
+
+class FlaxScheduler:
+    """Base of the functional schedulers.
+
+    Args:
+        dtype: of samples; accepted for the sake of old code, sums are float32.
+        config: settings, as of the scheduler class of the same name without ``Flax``.
+    """
+
+    #: The class whose settings and tables these are.
+    inner_class: ClassVar[type[Any]]
+
+    def __init__(self, dtype: Any = jnp.float32, **config: Any) -> None:
+        self.dtype = dtype
+        self._inner = self.inner_class(**config)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], **kwargs: Any) -> Self:
+        """A scheduler with another's settings; see `sfumato.schedulers.base.Scheduler`."""
+        scheduler = cls.__new__(cls)
+        scheduler.dtype = kwargs.pop("dtype", jnp.float32)
+        scheduler._inner = cls.inner_class.from_config(config, **kwargs)
+        return scheduler
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | PathLike[str],
+        subfolder: str | None = None,
+        **kwargs: Any,
+    ) -> tuple[Self, SchedulerState]:
+        """A scheduler and its first state, from a folder with a ``scheduler_config.json``."""
+        inner = cls.inner_class.from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+        scheduler = cls.from_config(inner.config)
+        return scheduler, scheduler.create_state()
+
+    @property
+    def config(self) -> Any:
+        """The settings."""
+        return self._inner.config
+
+    def save_pretrained(self, save_directory: str | PathLike[str]) -> None:
+        """Write ``scheduler_config.json``, which the torch class reads too."""
+        self._inner.save_pretrained(save_directory)
+
+    def create_state(self, common: Any = None) -> SchedulerState:
+        """The state before any run; ``common`` is accepted for the sake of old code."""
+        table = getattr(self._inner, "_acp", np.zeros(0))
+        return SchedulerState(
+            alphas_cumprod=jnp.asarray(table, jnp.float32),
+            timesteps=jnp.zeros(0, jnp.float32),
+            init_noise_sigma=jnp.float32(1.0),
+        )
+
+    def plan(self, num_inference_steps: int, start: int = 0) -> Plan:
+        """The table of a run.
+
+        Args:
+            num_inference_steps: how many steps.
+            start: the first of the timesteps to pass through.
+
+        Raises:
+            InputError: a number of steps out of range.
+        """
+        inner = self.inner_class.from_config(self._inner.config)  # states are never shared
+        whole_number("num_inference_steps", num_inference_steps, 1, len(inner))
+        inner.set_timesteps(num_inference_steps)
+        return inner.plan(start)
+
+    def set_timesteps(
+        self, state: SchedulerState, num_inference_steps: int, shape: tuple[int, ...] = ()
+    ) -> SchedulerState:
+        """The state of a run about to begin; ``shape``, of the samples, is not needed."""
+        plan = self.plan(num_inference_steps)
+        return state.replace(
+            timesteps=jnp.asarray(plan.timesteps),
+            init_noise_sigma=jnp.float32(plan.init_sigma),
+            rows=rows_of(plan),
+            row=jnp.int32(-1),
+            past=None if not shape else begin(jnp.zeros(shape), plan.depth).past,
+            num_inference_steps=num_inference_steps,
+            limit=plan.limit,
+        )
+
+    def scale_model_input(
+        self, state: SchedulerState, sample: Array, timestep: Any = None
+    ) -> Array:
+        """What the network is to see for ``sample`` in the next step."""
+        return sample * _rows(state).input_scale[self._row(state, timestep)]
+
+    def step(
+        self,
+        state: SchedulerState,
+        model_output: Array,
+        timestep: Any,
+        sample: Array,
+        key: Array | None = None,
+        return_dict: bool = True,
+    ) -> FlaxSchedulerOutput | tuple[Array, SchedulerState]:
+        """The next step.
+
+        Args:
+            state: of the run; the first call may begin at any of its timesteps.
+            model_output: the network's answer.
+            timestep: at which it was asked.
+            sample: what it was asked about, before `scale_model_input`.
+            key: for samplers that draw noise; without one they draw from a key of their own.
+            return_dict: return an output object rather than a tuple.
+        """
+        rows, at = _rows(state), self._row(state, timestep)
+        x = sample.astype(jnp.float32)
+        past = begin(x, rows.update.shape[1] - 1).past if state.past is None else state.past
+        key = jax.random.PRNGKey(0) if key is None else key
+        row = jax.tree.map(lambda column: column[at], rows)
+        noise = jax.random.normal(jax.random.fold_in(key, at), x.shape) * row.draws
+        progress, _ = advance(row, Progress(x, past), model_output, noise, state.limit)
+        new = state.replace(row=at + 1, past=progress.past)
+        result = progress.x.astype(sample.dtype)
+        return FlaxSchedulerOutput(result, new) if return_dict else (result, new)
+
+    def add_noise(
+        self, state: SchedulerState, original_samples: Array, noise: Array, timesteps: Array
+    ) -> Array:
+        """Noise pictures as in training, each at its own whole timestep ``(n,)``."""
+        share = state.alphas_cumprod[jnp.asarray(timesteps, jnp.int32)]
+        share = share.reshape(-1, *[1] * (original_samples.ndim - 1))
+        return jnp.sqrt(share) * original_samples + jnp.sqrt(1 - share) * noise
+
+    def _row(self, state: SchedulerState, timestep: Any) -> Array:
+        """The number of the next row; at the first call, that of ``timestep``."""
+        if timestep is None:
+            return jnp.maximum(state.row, 0)
+        first = jnp.argmax(state.timesteps == jnp.asarray(timestep, state.timesteps.dtype))
+        return jnp.where(jnp.asarray(state.row) < 0, first, state.row)
+
+    def __len__(self) -> int:
+        return len(self._inner)
+
+
+def _rows(state: SchedulerState) -> Rows:
+    if state.rows is None:
+        raise InputError(
+            "The state has no timesteps.", hint="state = scheduler.set_timesteps(state, steps)"
+        )
+    return state.rows
+
+
+def functional(inner_class: type[Any]) -> type[FlaxScheduler]:
+    """The functional form of a scheduler class, under its name after ``Flax``."""
+    name = f"Flax{inner_class.__name__}"
+    known = globals().get(name)
+    if known is not None:
+        return known
+    return type(name, (FlaxScheduler,), {"inner_class": inner_class, "__doc__": _ABOUT})
+
+
+_ABOUT = "The functional form of the class of the same name without ``Flax``."
+
+
+class FlaxDDIMScheduler(FlaxScheduler):
+    """`DDIMScheduler`, functional."""
+
+    inner_class = schedulers.DDIMScheduler
+
+
+class FlaxDDPMScheduler(FlaxScheduler):
+    """`DDPMScheduler`, functional."""
+
+    inner_class = schedulers.DDPMScheduler
+
+
+class FlaxPNDMScheduler(FlaxScheduler):
+    """`PNDMScheduler`, functional."""
+
+    inner_class = schedulers.PNDMScheduler
+
+
+class FlaxLMSDiscreteScheduler(FlaxScheduler):
+    """`LMSDiscreteScheduler`, functional."""
+
+    inner_class = schedulers.LMSDiscreteScheduler
+
+
+class FlaxDPMSolverMultistepScheduler(FlaxScheduler):
+    """`DPMSolverMultistepScheduler`, functional."""
+
+    inner_class = schedulers.DPMSolverMultistepScheduler
+
+
+class FlaxEulerDiscreteScheduler(FlaxScheduler):
+    """`EulerDiscreteScheduler`, functional."""
+
+    inner_class = schedulers.EulerDiscreteScheduler
