@@ -18,6 +18,7 @@ from torch import Tensor
 import sfumato
 from sfumato import Box, CheckpointError, InputError, Layout
 from sfumato.checkpoints.inspection import inspect_file
+from sfumato.checkpoints.original.convert import read_parts, write_file, write_folder
 from tests.parity.latent_files import KINDS, PUBLISHED, Plain, small
 from tests.parity.networks import relative_error, shapes
 from tests.parity.official_files import write_holes
@@ -190,6 +191,26 @@ def test_a_file_is_saved_as_it_was_loaded(kind: str, tmp_path: Path) -> None:
     again = load_file(tmp_path / "again.safetensors")
     assert again.keys() == model.weights.keys()
     assert all(torch.equal(again[name], tensor) for name, tensor in model.weights.items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_is_converted_to_a_folder_and_back(kind: str, tmp_path: Path) -> None:
+    model, pipe, what, _ = case(kind, 4, tmp_path)
+    parts = read_parts(tmp_path / f"{kind}.safetensors")
+    write_folder(parts, tmp_path / "folder")
+    more = {"tokenizer": pipe.tokenizer} if kind == "text" else {}
+    again = sfumato.DiffusionPipeline.from_pretrained(tmp_path / "folder", **more)
+    again.set_progress_bar_config(disable=True)
+    call = {"num_inference_steps": 1, "output_type": "np"}
+    latents = latents_for(model, (32, 48), 0)
+    if kind != "semantic":
+        factor = 8 if kind == "text" else pipe.vae_scale_factor
+        call |= {"height": latents.shape[2] * factor, "width": latents.shape[3] * factor}
+    expected = pipe(what, latents=latents, **call).images
+    assert np.array_equal(again(what, latents=latents, **call).images, expected)
+    write_file(read_parts(tmp_path / "folder"), tmp_path / "again.safetensors")
+    tensors = load_file(tmp_path / "again.safetensors")
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in model.weights.items())
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -41,9 +41,15 @@ from sfumato.errors import CheckpointError, ConfigError
 
 _PIPELINES = {"StableDiffusionPipeline"}
 
-#: Pipelines of a UNet and a first stage alone, which they call otherwise.
-_WITHOUT_TEXT = ("LDMPipeline", "LDMSuperResolutionPipeline", "LDMInpaintPipeline")
-_FIRST_STAGE = "vqvae"
+#: Pipelines of the latent diffusion paper's models, and what they call a component otherwise.
+_OF_THE_PAPER: dict[str, dict[str, str]] = {
+    "LDMPipeline": {"vae": "vqvae"},
+    "LDMSuperResolutionPipeline": {"vae": "vqvae"},
+    "LDMInpaintPipeline": {"vae": "vqvae"},
+    "LDMTextToImagePipeline": {"vae": "vqvae", "conditioner": "bert"},
+    "LatentDiffusionPipeline": {},
+}
+_KNOWN = (*COMPONENTS, "conditioner")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +57,7 @@ class Parts:
     """What a model consists of.
 
     Attributes:
-        networks: some of ``unet``, ``vae`` and ``text_encoder``.
+        networks: some of ``unet``, ``vae``, ``text_encoder`` and ``conditioner``.
         others: scheduler and tokenizer, of a whole model.
         pipeline: the class in diffusers that draws with them, of a whole model.
         settings: of the pipeline.
@@ -89,7 +95,7 @@ def read_parts(
     if Path(path).is_dir():
         return _from_folder(Path(path), components, dtype)
     names = list(open_source(path).tensors)
-    found = [c for c in COMPONENTS if find_part(names, c)]
+    found = [c for c in _KNOWN if find_part(names, c)]
     wanted = [c for c in COMPONENTS if c in components] or found
     missing = ", ".join(c for c in wanted if c not in found) or "network"
     if not wanted or missing != "network":
@@ -101,14 +107,14 @@ def read_parts(
         component=wanted[0] if len(wanted) == 1 else None,
     )
     networks = {c: checkpoint.network(c, dtype=dtype) for c in wanted}
-    if wanted == found and checkpoint.family.pipeline in _WITHOUT_TEXT and len(wanted) > 1:
-        scheduler = make_scheduler(checkpoint)
-        pipeline, prediction = checkpoint.family.pipeline, checkpoint.prediction.type
+    pipeline = checkpoint.family.pipeline
+    if wanted == found and pipeline in _OF_THE_PAPER and len(wanted) > 1:
+        text = {"tokenizer": None} if pipeline == "LDMTextToImagePipeline" else {}
         return Parts(
             networks=networks,
-            others={"scheduler": scheduler},
+            others={"scheduler": make_scheduler(checkpoint), **text},
             pipeline=pipeline,
-            prediction_type=prediction,
+            prediction_type=checkpoint.prediction.type,
         )
     if len(wanted) < len(COMPONENTS):
         return Parts(networks=networks)
@@ -140,12 +146,13 @@ def _from_folder(path: Path, components: Collection[str], dtype: torch.dtype | N
         network = load_model(model_class, path, torch_dtype=precision)
         return Parts(networks={component: network})
     index = read_model_index(path)
-    wanted = [c for c in COMPONENTS if c in (components or COMPONENTS)]
-    names = {"vae": _FIRST_STAGE} if index.class_name in _WITHOUT_TEXT else {}
+    paper = index.class_name in _OF_THE_PAPER
+    names = _OF_THE_PAPER.get(index.class_name or "", {})
+    wanted = [c for c in (_KNOWN if paper else COMPONENTS) if c in (components or _KNOWN)]
     networks = {
         c: load_component(index, names.get(c, c), torch_dtype=precision)
         for c in wanted
-        if names.get(c, c) in index.components or not names
+        if names.get(c, c) in index.components or not paper
     }
     extra = [n for n in ("scheduler", "tokenizer", "low_res_scheduler") if n in index.components]
     others = {} if components else {name: load_component(index, name) for name in extra}
@@ -175,8 +182,9 @@ def write_folder(parts: Parts, path: str | os.PathLike[str]) -> None:
     if len(parts.networks) == 1:
         save_model(next(iter(parts.networks.values())), path)
         return
-    if parts.pipeline in _WITHOUT_TEXT:
-        named = {_FIRST_STAGE if c == "vae" else c: n for c, n in parts.networks.items()}
+    if parts.pipeline in _OF_THE_PAPER:
+        names = _OF_THE_PAPER[parts.pipeline]
+        named = {names.get(c, c): n for c, n in parts.networks.items()}
         index = {"_class_name": parts.pipeline, **parts.settings}
         save_components(path, {**named, **parts.others}, index=index)
         return
