@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from importlib import import_module
 
 from sfumato.cli import console
+from sfumato.runtime.environment import one_thread_for_numpy
 
 #: Subcommand, the file it is in, what it does.
 COMMANDS = {
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = _take_debug(words)
+    one_thread_for_numpy()
     console.prepare()
     try:
         return _run(words)

@@ -88,6 +88,9 @@ Steps = Annotated[
     int | None,
     _Count("--steps", "--num-inference-steps", min=1, max=1000, help="Denoising steps."),
 ]
+QualityName = Annotated[
+    str | None, _Name("--quality", help="fast, balanced or best: sampler and steps.")
+]
 CfgScale = Annotated[
     float | None,
     _Number(
@@ -236,6 +239,7 @@ def generate(
     height: Height = None,
     size: Size = None,
     steps: Steps = None,
+    quality: QualityName = None,
     cfg_scale: CfgScale = None,
     sampling_method: SamplingMethod = None,
     scheduler: Scheduler = None,
@@ -337,6 +341,7 @@ def generate(
         device=device,
         threads=threads,
         backend=check_backend(backend),
+        quality=quality,
         saving=Saving(
             vae_tiling=vae_tiling,
             attention_slicing=attention_slicing,

@@ -14,12 +14,18 @@ from sfumato.checkpoints.files import is_regular, shown
 from sfumato.checkpoints.hub import fetch_address
 from sfumato.checkpoints.hub_names import HubOptions, hub_file, hub_name
 from sfumato.checkpoints.model_index import INDEX_NAME, read_model_index
+from sfumato.checkpoints.original.families import detect_family
 from sfumato.checkpoints.recognise import recognise
 from sfumato.checkpoints.source import open_source, shapes_of
 from sfumato.errors import CheckpointError
 
 #: Pipelines that draw without a text.
-TEXTLESS = ("LatentDiffusionPipeline", "LDMPipeline")
+TEXTLESS = (
+    "LatentDiffusionPipeline",
+    "LDMPipeline",
+    "LDMSuperResolutionPipeline",
+    "LDMInpaintPipeline",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +36,7 @@ class Model:
         path: a folder in diffusers' layout, or a file in the original one.
         name: what a picture's recipe calls it.
         embedded: whether it is the model in the package.
-        pipeline: the class that draws with it, as a folder says; None where nothing says.
+        pipeline: the class that draws with it, as a folder or weights say; None where nothing says.
     """
 
     path: Path
@@ -59,19 +65,21 @@ def find_model(given: str | None) -> Model:
     address = hub_file(given)
     path = Path(given) if address is None else fetch_address(address, HubOptions())
     if path.is_file():
-        _require_checkpoint(path)
-        return Model(path=path, name=path.stem)
+        return Model(path=path, name=path.stem, pipeline=_pipeline_of(path))
     if not is_regular(path / INDEX_NAME):
         raise CheckpointError(f"There is no model at {shown(path)} (no {INDEX_NAME}).")
     drawn_by = read_model_index(path).class_name
     return Model(path=path, name=path.resolve().name, pipeline=drawn_by)
 
 
-def _require_checkpoint(path: Path) -> None:
-    kind = recognise(shapes_of(open_source(path)))
+def _pipeline_of(path: Path) -> str:
+    """The pipeline that a file is made for, by its weights."""
+    shapes = shapes_of(open_source(path))
+    kind = recognise(shapes)
     if kind is None or kind.name != "checkpoint":
         raise CheckpointError(
             f"{shown(path)} is not a whole model but {kind.phrase if kind else 'something else'}.",
             hint="--model takes a checkpoint in one file, a folder with a model_index.json, or a "
             "name on the Hugging Face Hub.",
         )
+    return detect_family(shapes, shown(path)).pipeline

@@ -24,6 +24,7 @@ from sfumato.cli.prompting import add_loras, check_syntax, check_tags, lora_file
 from sfumato.cli.saving import Saving
 from sfumato.diffusion.rng import DISPLAY_NAMES, RNG_NAMES, find_rng
 from sfumato.errors import ConfigError, ImageError, InputError
+from sfumato.pipelines.quality import find_quality
 from sfumato.pipelines.sampler_names import (
     Sampler,
     Schedule,
@@ -84,6 +85,7 @@ def build_request(
     threads: int | None,
     saving: Saving | None = None,
     backend: str | None = None,
+    quality: str | None = None,
 ) -> Request:
     """Put the layers together and check what can be checked without the model.
 
@@ -95,6 +97,7 @@ def build_request(
         model: see `find_model`.
         replay: a picture whose recipe comes before the model's defaults.
         backend: a name in `sfumato.cli.backends`; None leaves the choice to that.
+        quality: a name in `sfumato.pipelines.quality`, for the fields that ``given`` lacks.
 
     Raises:
         SfumatoError: see the message.
@@ -116,6 +119,8 @@ def build_request(
         layers |= _to_replay(drawn)
         if drawn.semantic_map is not None:  # its size is that of the map
             layers |= {"width": None, "height": None}
+    if quality is not None:
+        layers |= find_quality(quality).recipe()
     layers |= given
     if not layers.get("variation_strength"):
         layers.pop("variation_seed", None)

@@ -21,6 +21,7 @@ from sfumato.graph.folder import ModelFolder, read_model_folder
 from sfumato.graph.numpy_ops import NumpyOps
 from sfumato.graph.unet import unet
 from sfumato.graph.weights import Weights
+from sfumato.native.library import can_compute
 
 Array = np.ndarray[Any, Any]
 
@@ -70,7 +71,7 @@ class NumpyNetworks:
         """
         model = read_model_folder(path)
         parts = (Weights(model.weights(name)) for name in ("text_encoder", "unet", "vae"))
-        return cls(model, NumpyOps(), *parts)
+        return cls(model, best_ops(), *parts)
 
     def with_scheduler(self, scheduler: Any) -> Self:
         """See `Networks`."""
@@ -98,6 +99,19 @@ class NumpyNetworks:
         """See `Networks`."""
         with _fitting("vae"):
             return decode(self.ops, self.vae, self.model.vae_config, latents)
+
+
+def best_ops() -> NumpyOps:
+    """The compiled kernels where there are any, else NumPy alone.
+
+    One thread computes: networks that are worth drawing with here are so small that sharing their
+    layers costs more than it saves, and a busy machine would make it cost a hundred times that.
+    """
+    if not can_compute("float32"):
+        return NumpyOps()
+    from sfumato.graph.native_ops import NativeOps
+
+    return NativeOps(threads=1)
 
 
 @contextmanager

@@ -68,7 +68,7 @@ class NumpyOps:
     ) -> Array:
         kernel = cast("tuple[int, Array]", layer.once("conv2d", lambda: self._packed(layer)))
         size, matrix = kernel
-        _check_width(layer, x.shape[3], matrix.shape[0] // size**2)
+        check_width(layer, x.shape[3], matrix.shape[0] // size**2)
         if size == 1 and stride == 1 and not any(padding):
             out = x.reshape(-1, x.shape[3]) @ matrix
             out = out.reshape(*x.shape[:3], -1)
@@ -80,7 +80,7 @@ class NumpyOps:
         self, x: Array, layer: Weights, groups: int, eps: float, act: Activation | None = None
     ) -> Array:
         weight, bias = self.weight(layer, "weight"), self.weight(layer, "bias")
-        _check_width(layer, x.shape[3], weight.shape[0])
+        check_width(layer, x.shape[3], weight.shape[0])
         out = np.empty_like(x)
         for image, result in zip(x, out, strict=True):
             functions.group_norm(image, weight, bias, groups, eps, result)
@@ -131,13 +131,13 @@ class NumpyOps:
         weight = self.weight(layer, "weight")
         if weight.ndim != 2:  # a 1x1 convolution, as some files have it
             weight = weight.reshape(weight.shape[0], -1)
-        _check_width(layer, x.shape[-1], weight.shape[1])
+        check_width(layer, x.shape[-1], weight.shape[1])
         out = x.reshape(-1, x.shape[-1]) @ weight.T
         return self._with_bias(out, layer).reshape(*x.shape[:-1], -1)
 
     def layer_norm(self, x: Array, layer: Weights, eps: float) -> Array:
         weight, bias = self.weight(layer, "weight"), self.weight(layer, "bias")
-        _check_width(layer, x.shape[-1], weight.shape[0])
+        check_width(layer, x.shape[-1], weight.shape[0])
         out = x - x.mean(axis=-1, keepdims=True)
         variance = np.einsum("...c,...c->...", out, out)[..., None] / np.float32(x.shape[-1])
         out *= 1 / np.sqrt(variance + np.float32(eps))
@@ -239,7 +239,8 @@ def _same_type(b: Array | float, a: Array) -> Any:
     return b if isinstance(b, np.ndarray) else a.dtype.type(b)
 
 
-def _check_width(layer: Weights, width: int, wanted: int) -> None:
+def check_width(layer: Weights, width: int, wanted: int) -> None:
+    """Raise `WeightsMismatchError` unless a layer takes so many channels."""
     if width != wanted:
         raise WeightsMismatchError(
             f"The layer '{layer.prefix}' takes {wanted} channels but is given {width}: the weights"

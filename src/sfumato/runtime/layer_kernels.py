@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sfumato.native.layers import LARGE_TILE_WEIGHTS as LARGE_TILE_WEIGHTS
+from sfumato.native.layers import tile_size
 from sfumato.native.library import can_compute, library
 from sfumato.runtime.ordinary import NAMES, ordinary
 from sfumato.runtime.packed_weights import packed
@@ -28,9 +30,6 @@ LEAST_COLUMNS = 16
 #: half of a Stable Diffusion network and take 16/9 of the memory then, for 2% of the time. In
 #: bfloat16 torch computes them at nearly our rate without a copy.
 SMALL_MAP = 64
-#: Weights (in, out channels) up to which float32 takes the larger tiles, which cost four times
-#: the direct way's memory for the weights.
-LARGE_TILE_WEIGHTS = 640 * 960
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
@@ -110,10 +109,9 @@ def winograd_tile(channels: int, columns: int, pixels: int, dtype: torch.dtype) 
         pixels: of one picture of the batch, so that a weight is always laid out alike while a
             batch's size changes.
     """
-    if pixels <= SMALL_MAP or channels < 16 or columns < 16:
-        return 0
-    small_weights = channels * columns <= LARGE_TILE_WEIGHTS
-    return 6 if dtype is torch.float32 and small_weights else 4
+    return tile_size(
+        channels, columns, pixels, is_float32=dtype is torch.float32, small_map=SMALL_MAP
+    )
 
 
 def _linear_pays(rows: int, length: int, columns: int) -> bool:
