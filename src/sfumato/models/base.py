@@ -19,6 +19,7 @@ from sfumato.models.layers import Recomputable
 from sfumato.outputs import register_pytrees
 from sfumato.quantization.tensor import stored
 from sfumato.runtime import kernels
+from sfumato.runtime.engines import Engine
 
 register_pytrees()
 
@@ -37,15 +38,21 @@ class ModelMixin(nn.Module, Generic[ConfigT]):
     """
 
     config_class: ClassVar[type[Config]]
+    #: What computes in torch's place where it can; see `sfumato.runtime.engines`.
+    engine: Engine | None = None
 
     def __init__(self, config: Mapping[str, Any] | None = None, /, **fields: Any) -> None:
         super().__init__()
         self.config: ConfigT = self._make_config(config, fields)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Compute, with the processor's own kernels where there are any."""
+        """Compute, by the engine or with the processor's own kernels where there are any."""
         if torch.compiler.is_compiling():
             return super().__call__(*args, **kwargs)
+        if self.engine is not None:
+            answer = self.engine.call("forward", args, kwargs)
+            if answer is not None:
+                return answer
         with kernels.active():
             return super().__call__(*args, **kwargs)
 

@@ -98,11 +98,19 @@ class FirstStage(AttentionModel[ConfigT]):
         return self._sliced(self._decoded_whole if whole else self._decoded_in_parts, z)
 
     def _encoded_whole(self, x: Tensor, band_pixels: int | None = None) -> Tensor:
+        if self.engine is not None and band_pixels is None:
+            answer = self.engine.call("encode", (x,), {})
+            if answer is not None:
+                return answer
         with kernels.active():
             h = self.encoder(x, band_pixels)
             return h if self.quant_conv is None else self.quant_conv(h)
 
     def _decoded_whole(self, z: Tensor, band_pixels: int | None = None) -> Tensor:
+        if self.engine is not None and band_pixels is None:
+            answer = self.engine.call("decode", (z,), {})
+            if answer is not None:
+                return answer
         with kernels.active():
             if self.post_quant_conv is not None:
                 z = self.post_quant_conv(z)

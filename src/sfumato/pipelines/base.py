@@ -144,7 +144,7 @@ class DiffusionPipeline:
                 ``disable_mmap`` (read large files into memory instead of mapping them);
                 ``check_finite`` (refuse NaN; None checks all but mapped files from 2 GiB on);
                 ``quantization`` (``"int8"``, ``"int8-weights"``, ``"int4"``, or a dict of them by
-                component name; see the page on quantisation);
+                component name; see the page on quantisation); ``engine`` (see `use_engine`);
                 ``device_map`` (a device, or ``"balanced"`` for the accelerator if there is one);
                 any component or setting by name, such as
                 ``safety_checker=None``; and for the hub ``revision``, ``cache_dir``, ``token``,

@@ -33,6 +33,7 @@ from sfumato.pipelines.output import StableDiffusionPipelineOutput
 from sfumato.pipelines.request import OWN_KEYWORDS, Request
 from sfumato.pipelines.textual_inversion import TextualInversionLoaderMixin
 from sfumato.pipelines.watch import LEGACY_KEYWORDS
+from sfumato.runtime import engines
 from sfumato.text.conditioning import encode_prompt
 
 logger = logging.getLogger(__name__)
@@ -219,6 +220,22 @@ class StableDiffusionBase(
         single_file.save_single_file(self, path, dtype=dtype, metadata=metadata)
 
     # Parts of a call
+
+    def use_engine(self, engine: str, **options: Any) -> None:
+        """Let an engine compute the UNet and the autoencoder, or torch again.
+
+        Args:
+            engine: "openvino" (extra ``openvino``), or "torch". What an engine cannot compute is
+                left to torch, with a warning; see `sfumato.runtime.engines`.
+            options: for OpenVINO ``dtype`` ("float32" or "bfloat16"; that of the networks, with
+                bfloat16 for float16), ``threads``, and ``shapes`` (how many sizes of pictures to
+                keep compiled, each with weights of its own; 2).
+
+        Raises:
+            InputError: there is no such engine or option.
+            MissingDependencyError: the engine's package is not installed.
+        """
+        engines.use_engine(self.components, engine, options)
 
     @contextmanager
     def _running(self, state: CallState) -> Iterator[None]:

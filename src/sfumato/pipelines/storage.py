@@ -36,7 +36,7 @@ from sfumato.checkpoints.weight_files import base_names, check_variant, has_vari
 from sfumato.errors import ConfigError, InputError, ModelNotFoundError, did_you_mean
 from sfumato.pipelines import placement, repairs
 from sfumato.quantization.names import kind_for
-from sfumato.runtime import policy
+from sfumato.runtime import engines, policy
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +115,8 @@ class _Plan:
 def load_pipeline(cls: type[PipelineT], path: str | PathLike[str], **kwargs: Any) -> PipelineT:
     """Load a pipeline; `DiffusionPipeline.from_pretrained` describes the arguments."""
     device = _mapped_device(kwargs.pop("device_map", None))
+    engine = str(kwargs.pop("engine", None) or "torch")
+    engines.find(engine, {})
     plan, options = _prepare(cls, path, kwargs)
     names, settings = plan.pipeline_class._signature()
     options, chosen = _with_dtype(plan, options)
@@ -123,6 +125,7 @@ def load_pipeline(cls: type[PipelineT], path: str | PathLike[str], **kwargs: Any
     pipeline = plan.pipeline_class(**{**dict.fromkeys(names), **said, **loaded, **plan.given})
     pipeline.register_to_config(_name_or_path=str(path))
     pipeline.latents_dtype = torch.float32 if chosen else None
+    engines.use_engine(pipeline.components, engine, {})
     return pipeline if device is None else pipeline.to(device)
 
 
@@ -136,7 +139,8 @@ def _with_dtype(plan: _Plan, options: _Options) -> tuple[_Options, bool]:
 
 def download_pipeline(cls: type[Any], path: str | PathLike[str], **kwargs: Any) -> str:
     """Fetch what `load_pipeline` would load; the folder that has it."""
-    kwargs.pop("device_map", None)
+    for name in ("device_map", "engine"):
+        kwargs.pop(name, None)
     return str(_prepare(cls, path, kwargs)[0].index.root)
 
 

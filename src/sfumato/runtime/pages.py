@@ -9,8 +9,6 @@ Linux alone tells which pages those are. Elsewhere `works()` is False and nothin
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import os
 import shutil
 import tempfile
@@ -23,19 +21,12 @@ import torch
 from torch import Tensor
 
 from sfumato.checkpoints.mapping import MappedFile
+from sfumato.runtime.page_ranges import PAGE, give_back_ranges
+from sfumato.runtime.page_ranges import works as works
 
-PAGE = mmap.PAGESIZE
-#: About each page of this process, eight bytes: see the kernel's admin-guide/mm/pagemap.
-PAGE_MAP = Path("/proc/self/pagemap")
 MAPPINGS = Path("/proc/self/maps")
-_PRESENT, _SWAPPED, _OF_FILE = (np.uint64(1 << bit) for bit in (63, 62, 61))
 #: Room that is left on the disk, in bytes.
 SPARE_DISK = 2**30
-
-
-def works() -> bool:
-    """Whether this system lets a process give pages back and see which it has written to."""
-    return os.access(PAGE_MAP, os.R_OK) and hasattr(mmap, "MADV_DONTNEED")
 
 
 def give_back(tensors: Iterable[Tensor]) -> int:
@@ -46,36 +37,17 @@ def give_back(tensors: Iterable[Tensor]) -> int:
     Returns:
         How many bytes may have become free.
     """
-    if not works():
-        return 0
-    madvise = ctypes.CDLL(None, use_errno=True).madvise
-    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    freed = 0
-    with PAGE_MAP.open("rb", buffering=0) as page_map:
-        for tensor in tensors:
-            if tensor.device.type != "cpu" or not tensor.numel():
-                continue
-            # Pages at either end may hold parts of neighbours.
-            first = -(-tensor.data_ptr() // PAGE)
-            stop = (tensor.data_ptr() + _extent(tensor)) // PAGE
-            if stop > first and _unchanged(page_map.fileno(), first, stop):
-                length = (stop - first) * PAGE
-                freed += length if madvise(first * PAGE, length, mmap.MADV_DONTNEED) == 0 else 0
-    return freed
+    return give_back_ranges(
+        (tensor.data_ptr(), _extent(tensor))
+        for tensor in tensors
+        if tensor.device.type == "cpu" and tensor.numel()
+    )
 
 
 def _extent(tensor: Tensor) -> int:
     """Bytes from the first to the last number."""
     last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
     return (last + 1) * tensor.element_size()
-
-
-def _unchanged(page_map: int, first: int, stop: int) -> bool:
-    """Whether all pages that are in memory are still the file's."""
-    raw = os.pread(page_map, (stop - first) * 8, first * 8)
-    flags = np.frombuffer(raw, dtype=np.uint64)
-    written = (flags & _SWAPPED != 0) | ((flags & _PRESENT != 0) & (flags & _OF_FILE == 0))
-    return len(flags) == stop - first and not written.any()
 
 
 def off_files(tensors: Iterable[Tensor]) -> list[Tensor]:

@@ -5,7 +5,11 @@
     ops.py        the operations of `sfumato.graph.ops` as nodes
     compiled.py   graphs compiled for the shapes that are asked for, and their settings
     networks.py   the UNet, the autoencoder and the text encoder, as functions of arrays
-    modules.py    the same in the place of torch's networks
 
-Nothing here imports torch. OpenVINO itself is imported with the first network.
+Of these none imports torch. In the place of torch's networks:
+
+    modules.py        the engine that a network asks before it computes
+    torch_weights.py  its weights, on the memory that they are in
+    adapters.py       LoRAs and their kin as inputs of the graph, or merged
+    hindrances.py     when torch has to compute after all
 """

@@ -1,30 +1,34 @@
 """Graphs, compiled for the shapes that they are asked for.
 
 A graph is of one shape: the plugin plans memory and kernels for it. The last few shapes are kept,
-each with packed weights of its own.
+each with packed weights of its own. Nothing is kept on disk: to read a compiled graph of Stable
+Diffusion back from OpenVINO's cache takes as long as to compile it, and 1.7 GB for each shape.
 """
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openvino as ov
 
+from sfumato.checkpoints.arrays import StoredTensor
 from sfumato.errors import InputError
+from sfumato.graph.weights import Weights
 from sfumato.runtime.openvino.early import Early, argument
 from sfumato.runtime.openvino.ops import OpenVinoOps, Value
+from sfumato.runtime.page_ranges import give_back_ranges
 
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]
 #: Builds a network: from the operations and the inputs by name to its outputs.
 Build = Callable[[OpenVinoOps, Mapping[str, Any]], Sequence[Value]]
+#: Names of inputs that are the low-rank factors of a layer, before its path.
+DOWN, UP = "low_rank_down.", "low_rank_up."
 
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
@@ -36,8 +40,6 @@ class Settings:
     Attributes:
         dtype: what to compute in: "float32" or "bfloat16".
         threads: how many; None leaves it to OpenVINO.
-        cache_dir: a folder for compiled graphs, or None. It takes room for the weights once more
-            for each graph.
         shapes: how many compiled graphs of a network to keep.
 
     Raises:
@@ -46,7 +48,6 @@ class Settings:
 
     dtype: str = "float32"
     threads: int | None = None
-    cache_dir: str | os.PathLike[str] | None = None
     shapes: int = 2
 
     def __post_init__(self) -> None:
@@ -63,8 +64,6 @@ class Settings:
         }
         if self.threads is not None:
             made["INFERENCE_NUM_THREADS"] = self.threads
-        if self.cache_dir is not None:
-            made["CACHE_DIR"] = str(Path(self.cache_dir))
         return made
 
 
@@ -95,10 +94,16 @@ class Graph:
 
 
 class Compiled:
-    """A network, compiled for each set of shapes when it is first asked for."""
+    """A network, compiled for each set of shapes when it is first asked for.
 
-    def __init__(self, build: Build, settings: Settings) -> None:
-        self._build, self.settings = build, settings
+    Args:
+        build: the network.
+        weights: those that it is built from; pages of files are given back once it is compiled.
+        settings: how to compile.
+    """
+
+    def __init__(self, build: Build, weights: Weights, settings: Settings) -> None:
+        self._build, self._weights, self.settings = build, weights, settings
         self._graphs: OrderedDict[tuple[Any, ...], Graph] = OrderedDict()
 
     def __call__(self, inputs: Arrays) -> list[Array]:
@@ -116,9 +121,18 @@ class Compiled:
         self._graphs.clear()
 
     def _compile(self, inputs: Arrays) -> Graph:
-        ops = OpenVinoOps()
         given = {name: argument(name, array) for name, array in inputs.items()}
+        paths = [name.removeprefix(DOWN) for name in given if name.startswith(DOWN)]
+        ops = OpenVinoOps({path: (given[DOWN + path], given[UP + path]) for path in paths})
         outputs = [ops.node(output) for output in self._build(ops, given)]
-        model = ov.Model(outputs, ops.parameters)
+        model = ov.Model(outputs, ops.parameters)  # pyright: ignore[reportGeneralTypeIssues]
         made = core().compile_model(model, "CPU", self.settings.properties() | ops.properties)
+        give_back_ranges(_ranges(self._weights.arrays.values()))
         return Graph(made.create_infer_request(), tuple(ops.sources))
+
+
+def _ranges(weights: Iterable[Any]) -> Iterator[tuple[int, int]]:
+    """Where weights lie in memory. The plugin has packed them, and rarely reads them again."""
+    for weight in weights:
+        array = weight.raw if isinstance(weight, StoredTensor) else weight
+        yield array.ctypes.data, array.nbytes

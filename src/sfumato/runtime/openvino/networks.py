@@ -15,7 +15,7 @@ from sfumato.graph import autoencoder, clip_text, unet
 from sfumato.graph.weights import Weights
 from sfumato.models.autoencoder_config import AutoencoderKLConfig
 from sfumato.models.unet_config import UNet2DConditionConfig
-from sfumato.runtime.openvino.compiled import Array, Compiled, Settings
+from sfumato.runtime.openvino.compiled import DOWN, UP, Array, Compiled, Settings
 from sfumato.runtime.openvino.ops import OpenVinoOps, Value
 from sfumato.text.clip_config import CLIPTextConfig
 
@@ -28,7 +28,7 @@ class UNet:
     ) -> None:
         unet.supported_stages(config)
         self.config, self._weights = config, Weights(arrays)
-        self.compiled = Compiled(self._build, settings)
+        self.compiled = Compiled(self._build, self._weights, settings)
 
     def __call__(
         self,
@@ -43,12 +43,20 @@ class UNet:
         mid: Array | None = None,
         blocks: Sequence[Array] = (),
         context_mask: Array | None = None,
+        low_rank: Mapping[str, tuple[Array, Array]] | None = None,
     ) -> Array:
-        """Predict; ``down``, ``mid`` and ``blocks`` are those of `Residuals`."""
+        """Predict.
+
+        ``down``, ``mid`` and ``blocks`` are those of `Residuals`. ``low_rank`` has for paths of
+        layers the factors ``(rank, in)`` and ``(out, rank)`` of what is added to their weights;
+        other factors of the same sizes need no other graph.
+        """
         inputs = {"sample": sample, "timesteps": timesteps, "context": context}
         inputs |= {f"added.{name}": array for name, array in (added or {}).items()}
         inputs |= {f"down.{i}": array for i, array in enumerate(down or ())}
         inputs |= {f"blocks.{i}": array for i, array in enumerate(blocks)}
+        for path, (first, second) in (low_rank or {}).items():
+            inputs |= {DOWN + path: first, UP + path: second}
         others = {
             "class_labels": class_labels,
             "timestep_cond": timestep_cond,
@@ -92,8 +100,8 @@ class Autoencoder:
         self, config: AutoencoderKLConfig, arrays: Mapping[str, Any], settings: Settings
     ) -> None:
         self.config, self._weights = config, Weights(arrays)
-        self._encode = Compiled(self._build_encoder, settings)
-        self._decode = Compiled(self._build_decoder, settings)
+        self._encode = Compiled(self._build_encoder, self._weights, settings)
+        self._decode = Compiled(self._build_decoder, self._weights, settings)
 
     def encode(self, images: Array) -> Array:
         """Moments of images; see `sfumato.graph.autoencoder.encode`."""
@@ -135,6 +143,6 @@ class TextEncoder:
                 made = (states.last_hidden_state, states.pooled, states.text_embeds)
                 return [state for state in made if state is not None]
 
-            self._by_skip[clip_skip] = Compiled(build, self._settings)
+            self._by_skip[clip_skip] = Compiled(build, self._weights, self._settings)
         last, pooled, *embeds = self._by_skip[clip_skip](inputs)
         return clip_text.TextStates(last, pooled, embeds[0] if embeds else None)

@@ -6,7 +6,7 @@ told when it compiles. Arrays that do not depend on the graph stay outside: see 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,6 +25,10 @@ Array = np.ndarray[Any, Any]
 Value: TypeAlias = "ov.Output | Early"
 
 _NUMPY = NumpyOps()
+
+#: The plugin makes kernels for chains of element-wise nodes, which saves some 6% of the time; this
+#: turns it off for a graph with chains that it fails at.
+WITHOUT_GENERATED_KERNELS = {"SNIPPETS_MODE": "DISABLE"}
 
 ACTIVATIONS: dict[Activation, Callable[[ov.Output], Any]] = {
     "silu": nodes.swish,
@@ -47,9 +51,14 @@ class OpenVinoOps:
         parameters: the graph's inputs, in the order in which they were met.
         sources: for each of them what is computed of the caller's inputs.
         properties: what the plugin has to be told about the graph.
+
+    Args:
+        low_rank: by the path of a layer the factors ``(rank, in)`` and ``(out, rank)`` whose
+            product is added to its weight. Linear layers and 1x1 convolutions have them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, low_rank: Mapping[str, tuple[Value, Value]] | None = None) -> None:
+        self._low_rank = low_rank or {}
         self.parameters: list[Any] = []
         self.sources: list[Early] = []
         self.properties: dict[str, Any] = {}
@@ -118,7 +127,12 @@ class OpenVinoOps:
         out = nodes.convolution(
             self.node(x), weight, [stride, stride], [above, left], [below, right], [1, 1]
         )
-        return self._with_bias(out.output(0), layer, (1, -1, 1, 1))
+        made = self._with_bias(out.output(0), layer, (1, -1, 1, 1))
+        if layer.prefix not in self._low_rank:
+            return made
+        _, _, height, width = self.map_shape(x)
+        change = self._low_rank_change(self.tokens(x), layer)
+        return self.add(made, self.map_of_tokens(change, height, width))
 
     def group_norm(
         self, x: Value, layer: Weights, groups: int, eps: float, act: Activation | None = None
@@ -132,6 +146,8 @@ class OpenVinoOps:
         return self.add(x, _reshape(self.node(vector), (*self.shape(vector), 1, 1)))
 
     def scale_shift(self, x: Value, scale: Value, shift: Value) -> Value:
+        # As part of a generated kernel this crashes, or is wrong in bfloat16 (2026.4).
+        self.properties |= WITHOUT_GENERATED_KERNELS
         more = _reshape(self.node(scale), (*self.shape(scale), 1, 1))
         return self.add_vector(self.mul(x, self.add(more, 1.0)), shift)
 
@@ -169,7 +185,7 @@ class OpenVinoOps:
 
     def activation(self, x: Value, kind: Activation) -> Value:
         if kind == "mish":  # fails to compile as part of a generated kernel (2026.4)
-            self.properties["SNIPPETS_MODE"] = "DISABLE"
+            self.properties |= WITHOUT_GENERATED_KERNELS
         return ACTIVATIONS[kind](self.node(x)).output(0)
 
     # -- plain arrays ---------------------------------------------------------------------------
@@ -178,7 +194,10 @@ class OpenVinoOps:
         weight = self._stored(layer, "weight", flat=True)
         _check_width(layer, self.shape(x)[-1], weight.get_shape()[1])
         out = nodes.matmul(self.node(x), weight, False, True).output(0)
-        return self._with_bias(out, layer, (1,) * (len(self.shape(x)) - 1) + (-1,))
+        made = self._with_bias(out, layer, (1,) * (len(self.shape(x)) - 1) + (-1,))
+        if layer.prefix not in self._low_rank:
+            return made
+        return self.add(made, self._low_rank_change(x, layer))
 
     def layer_norm(self, x: Value, layer: Weights, eps: float) -> Value:
         weight, bias = self._vector(layer, "weight"), self._vector(layer, "bias")
@@ -206,8 +225,9 @@ class OpenVinoOps:
             mask = constant(np.triu(lowest, keys - length + 1)[None, None])
             bias = mask if bias is None else self._both(_sum_of_biases, nodes.add, bias, mask)
         q, k, v = (self._heads(x, heads) for x in (q, k, v))
-        scaled = self.mul(q, width**-0.5)
-        scores = nodes.matmul(self.node(scaled), self.node(k), False, True).output(0)
+        # The plugin's attention node is no faster than this, and scaled queries are less exact.
+        scaled = self.mul(k, width**-0.5)
+        scores = nodes.matmul(self.node(q), self.node(scaled), False, True).output(0)
         if bias is not None:
             scores = nodes.add(scores, self.node(bias)).output(0)
         mixed = nodes.matmul(nodes.softmax(scores, 3), self.node(v), False, False)
@@ -263,14 +283,22 @@ class OpenVinoOps:
             return early(with_numpy, a, b)
         return node(self.node(a), self.node(b)).output(0)
 
+    def _low_rank_change(self, x: Value, layer: Weights) -> Value:
+        """What the factors of a layer add to its output."""
+        down, up = self._low_rank[layer.prefix]
+        inner = nodes.matmul(self.node(x), self.node(down), False, True)
+        return nodes.matmul(inner, self.node(up), False, True).output(0)
+
     def _heads(self, x: Value, heads: int) -> Value:
         n, length, width = self.shape(x)
         return _transpose(_reshape(self.node(x), (n, length, heads, width // heads)), (0, 2, 1, 3))
 
     def _stored(self, layer: Weights, name: str, flat: bool = False) -> ov.Output:
-        """A weight in the type that it is stored in, then as float32; the plugin joins the two.
+        """A weight in the type that it is stored in, then as float32.
 
-        ``flat`` sees the weight of a 1x1 convolution as a matrix.
+        The mark on the conversion is what files of OpenVINO's have: the plugin packs the stored
+        numbers and makes no copy in float32, which would double its memory. ``flat`` sees the
+        weight of a 1x1 convolution as a matrix.
         """
 
         def make() -> ov.Output:
@@ -278,7 +306,11 @@ class OpenVinoOps:
             if flat and len(tensor.shape) > 2:
                 tensor = tensor_of(layer[name], (tensor.shape[0], tensor.size // tensor.shape[0]))
             made = ov.op.Constant(tensor, shared_memory=True)
-            return made.output(0) if _is_float32(made) else nodes.convert(made, "f32").output(0)
+            if made.get_element_type() == ov.Type.f32:
+                return made.output(0)
+            wide = nodes.convert(made, "f32")
+            wide.get_rt_info()["decompression_0"] = ""
+            return wide.output(0)
 
         return layer.once(f"openvino {name} {flat}", make)
 
@@ -297,10 +329,6 @@ class OpenVinoOps:
 def _sum_of_biases(a: Array, b: Array) -> Array:
     with np.errstate(over="ignore"):  # two lowest numbers make minus infinity, which is meant
         return a + b
-
-
-def _is_float32(made: Any) -> bool:
-    return made.get_element_type() == ov.Type.f32
 
 
 def _reshape(x: ov.Output, shape: Sequence[int]) -> ov.Output:
