@@ -187,3 +187,18 @@ def test_sources_of_two_threads_do_not_meet() -> None:
     alone = [twice(seed) for seed in range(8)]
     with ThreadPoolExecutor(4) as pool:
         assert all(map(torch.equal, alone, pool.map(twice, range(8))))
+
+
+@pytest.mark.parametrize("rng", ["cpu", "nvidia"])
+def test_a_delta_gives_later_noise_that_begins_anew_at_another_seed(rng: str) -> None:
+    """As A1111's ENSD: what samplers add is the first noise of the seed and the delta."""
+    shape = (2, 4, 8, 8)
+    source = seeded_noise([5, 2**64 - 1], rng, None, 31337)
+    plain, moved = seeded_noise([5, 2**64 - 1], rng), seeded_noise([5 + 31337, 31336], rng)
+    drawn = [s.draw(shape, torch.float32, "cpu") for s in (source, plain)]
+    assert torch.equal(*drawn)
+    for _ in range(2):
+        drawn = [s.draw(shape, torch.float32, "cpu") for s in (source, moved)]
+        assert torch.equal(*drawn)
+    with pytest.raises(InputError, match="ComfyUI"):
+        seeded_noise([1], "comfyui", None, 1)

@@ -119,3 +119,13 @@ def test_calls_in_two_threads_draw_what_they_draw_alone(pipe: Any) -> None:
     alone = [call(seed) for seed in range(4)]
     with ThreadPoolExecutor(4) as pool:
         assert all(map(torch.equal, alone, pool.map(call, range(4))))
+
+
+@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"])
+def test_a_delta_moves_what_samplers_add_and_not_the_start(name: str) -> None:
+    pipe: Any = tiny_pipeline(scheduler=tiny_scheduler(name))
+    call: dict[str, Any] = {"num_inference_steps": 3, "output_type": "latent", "seeds": 4}
+    drawn = [pipe("a boat", **call, eta_noise_seed_delta=delta).images for delta in (0, 31337)]
+    assert torch.allclose(*drawn, atol=1e-4) is ("Ancestral" not in name)
+    with pytest.raises(InputError, match="eta_noise_seed_delta"):
+        pipe("a boat", **call, eta_noise_seed_delta=-1)

@@ -213,3 +213,23 @@ def test_a_panorama_of_several_pictures_gives_each_as_it_is_alone() -> None:
     for index, prompt in enumerate(prompts):
         alone = pipe(prompt, generator=seeded(index + 1), **call).images[0]
         assert torch.allclose(alone, together[index], atol=1e-4)
+
+
+def test_prompts_that_change_go_on_to_change_in_a_second_pass() -> None:
+    pipe = tiny_pipeline()
+    call: dict[str, Any] = {
+        "height": 16,
+        "width": 16,
+        "num_inference_steps": 4,
+        "strength": 1.0,
+        "seeds": 1,
+        "output_type": "latent",
+        "prompt_syntax": "a1111",
+    }
+    drawn = {
+        text: draw_large(pipe, text, **call).images
+        for text in ("a boat", "a [boat:cat:1.5]", "a [boat:cat:6]", "a [boat:cat:0.99]")
+    }
+    assert torch.allclose(drawn["a [boat:cat:1.5]"], drawn["a [boat:cat:6]"], atol=1e-4)
+    assert not torch.allclose(drawn["a boat"], drawn["a [boat:cat:1.5]"], atol=1e-3)
+    assert not torch.allclose(drawn["a [boat:cat:0.99]"], drawn["a [boat:cat:1.5]"], atol=1e-3)

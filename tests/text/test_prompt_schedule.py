@@ -9,7 +9,7 @@ import pytest
 
 from sfumato.errors import InputError
 from sfumato.text.prompt.composition import split_parts
-from sfumato.text.prompt.schedule import parse_script
+from sfumato.text.prompt.schedule import Earlier, parse_script
 from sfumato.text.prompt.tags import LoraTag, take_tags, total_strengths
 
 
@@ -160,3 +160,20 @@ def test_a_strength_that_is_no_number_is_an_error(text: str) -> None:
 def test_tags_of_one_name_add_up() -> None:
     _, tags = take_tags("<lora:a:1><lora:b:2:3><lora:a:0.5>")
     assert total_strengths(tags) == {"a": (1.5, 1.5), "b": (2, 3)}
+
+
+@pytest.mark.parametrize(
+    ("text", "timetable"),
+    [
+        ("[a:b:0.5]", [(14, "b")]),  # over before the second pass begins
+        ("[a:b:10]", [(14, "b")]),
+        ("[a:b:1.5]", [(10, "a"), (14, "b")]),  # half of the 20 steps, of which 14 are taken
+        ("[a:b:25]", [(5, "a"), (14, "b")]),
+        ("[a:b:1.9]", [(14, "a")]),
+        ("[a:b:99]", [(14, "a")]),
+        ("[[a:b:1.1]:c:22]", [(2, "a"), (14, "c")]),
+        ("[a|b]c", [(i + 1, "ab"[i % 2] + "c") for i in range(14)]),
+    ],
+)
+def test_steps_of_a_second_pass_count_on(text: str, timetable: list[tuple[int, str]]) -> None:
+    assert parse_script(text).timetable(14, Earlier(steps=20, total=20)) == timetable

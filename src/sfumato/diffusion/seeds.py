@@ -147,7 +147,10 @@ def paste_in_middle(ground: Tensor, patch: Tensor) -> Tensor:
 
 
 def seeded_noise(
-    seeds: Sequence[int], rng: str = "cpu", variation: Variation | None = None
+    seeds: Sequence[int],
+    rng: str = "cpu",
+    variation: Variation | None = None,
+    eta_seed_delta: int = 0,
 ) -> NoiseSource:
     """A source with one seed per picture.
 
@@ -155,10 +158,17 @@ def seeded_noise(
         seeds: 0 to 2**64 - 1 each.
         rng: see `sfumato.diffusion.rng`.
         variation: of the first draw.
+        eta_seed_delta: added to the seeds for the noise that samplers add, which then begins anew
+            after the first draw; A1111's "eta noise seed delta" (ENSD).
 
     Raises:
         InputError: a seed or a name is wrong, or there is not a variation seed for each picture.
     """
+    if eta_seed_delta:
+        if find_rng(rng) == "comfyui":
+            raise InputError("The noise of ComfyUI has no `eta_noise_seed_delta`.")
+        later = [(seed + eta_seed_delta) % 2**64 for seed in checked_seeds(seeds)]
+        return FirstThen(seeded_noise(seeds, rng, variation), RNGS[find_rng(rng)](later))
     make = RNGS[find_rng(rng)]
     if variation is None or (variation.strength == 0 and variation.resize_from is None):
         return make(seeds)

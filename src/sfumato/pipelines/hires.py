@@ -11,6 +11,7 @@ from sfumato.errors import InputError
 from sfumato.pipelines import checks
 from sfumato.pipelines.image_processor import RESAMPLING
 from sfumato.pipelines.img2img import StableDiffusionImg2ImgPipeline
+from sfumato.pipelines.request import Request
 
 #: Ways to enlarge: latents by interpolation, or the finished picture by a filter.
 LATENT_UPSCALERS = {
@@ -49,6 +50,8 @@ def draw_large(
         hires_steps: steps of the second pass before ``strength``; by default as many.
         call: further arguments of ``pipeline``; ``height`` and ``width`` are of the first pass.
             With ``seeds`` both passes begin from the same noise, a generator goes on drawing.
+            In prompts that change, steps of the second pass are counted on, as in A1111: ``1.5``
+            is its half, and with 20 steps ``[a:b:25]`` its fifth step.
 
     Returns:
         What the pipeline returns.
@@ -70,6 +73,7 @@ def draw_large(
     )
     again = {name: value for name, value in call.items() if name not in _FIRST_PASS}
     again["num_images_per_prompt"] = 1
+    again["earlier_steps"] = call.get("num_inference_steps", Request.num_inference_steps)
     if hires_steps is not None:
         again["num_inference_steps"] = hires_steps
     images = int(call.get("num_images_per_prompt") or 1)

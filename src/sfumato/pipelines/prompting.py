@@ -23,6 +23,7 @@ from sfumato.pipelines import stages
 from sfumato.text.conditioning import TextEncoding, negative_texts
 from sfumato.text.contexts import Conditioning, condition
 from sfumato.text.long_prompts import PromptSyntax, find_syntax
+from sfumato.text.prompt.schedule import Earlier
 from sfumato.text.prompt.tags import take_tags, total_strengths
 
 #: Loading for a tag is one at a time, so that two calls do not load one file twice.
@@ -141,12 +142,16 @@ def embed(
         partial(_adapted, encoder, strengths, scale)
         for strengths in wording.strengths or [{}] * len(wording.prompts)
     ]
+    earlier = None
+    if request.earlier_steps is not None:
+        earlier = Earlier(steps=request.earlier_steps, total=request.num_inference_steps)
     return condition(
         wording.prompts,
         negatives,
         syntax=wording.syntax,
         encoding=TextEncoding(pipeline.tokenizer, encoder, device),
         steps=steps,
+        earlier=earlier,
         images=int(request.num_images_per_prompt),
         clip_skip=request.clip_skip,
         acting=around,

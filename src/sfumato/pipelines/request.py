@@ -31,6 +31,7 @@ class Request:
     Attributes:
         prompt_syntax: ``"a1111"``, ``"a1111-no-norm"``, ``"comfyui"``, or ``"literal"``, which is
             the default: how to read prompts; see docs/prompts.md.
+        earlier_steps: of a first pass, from which prompts that change by step count on.
         tiling: draw what can be laid side by side: True, ``"x"`` or ``"y"``.
         loras: name to file of the LoRAs that a prompt's tags may name, besides those loaded.
         guidance: parts that change how a step is guided; see docs/guidance.md.
@@ -63,6 +64,7 @@ class Request:
     callback: Callable[..., Any] | None = None
     callback_steps: int | None = None
     prompt_syntax: str | None = None
+    earlier_steps: int | None = None
     loras: Mapping[str, Any] | None = None
     tiling: bool | str | None = None
     guidance: GuidancePart | Sequence[GuidancePart] | None = None
@@ -106,6 +108,8 @@ class Request:
             checks.finite_number(name, getattr(self, name))
         checks.optional_dict("cross_attention_kwargs", self.cross_attention_kwargs)
         checks.optional_dict("loras", self.loras)
+        if self.earlier_steps is not None:
+            checks.whole_number("earlier_steps", self.earlier_steps, 1, 1_000_000)
         read_tiling(self.tiling)
         as_parts(self.guidance)
         as_savings(self.savings)
@@ -143,5 +147,6 @@ _PARTS = ("unet", "scheduler", "vae")
 
 #: Arguments that diffusers' calls do not have; every pipeline takes them by name.
 OWN_KEYWORDS = (
-    "prompt_syntax", "loras", "guidance", "savings", "guidance_rescale", "tiling", *SEED_KEYWORDS,
+    "prompt_syntax", "earlier_steps", "loras", "guidance", "savings", "guidance_rescale",
+    "tiling", *SEED_KEYWORDS,
 )  # fmt: skip

@@ -15,7 +15,10 @@ from sfumato.errors import InputError
 from sfumato.pipelines import checks
 
 #: Arguments of a call that speak of seeds.
-SEED_KEYWORDS = ("seeds", "variation_seed", "variation_strength", "seed_resize_from", "rng")
+SEED_KEYWORDS = (
+    "seeds", "variation_seed", "variation_strength", "seed_resize_from", "rng",
+    "eta_noise_seed_delta",
+)  # fmt: skip
 
 
 def read_generator(pipeline: Any, given: dict[str, Any]) -> dict[str, Any]:
@@ -47,10 +50,13 @@ def read_generator(pipeline: Any, given: dict[str, Any]) -> dict[str, Any]:
     rest["num_images_per_prompt"] = _images(seeds, rest)
     variation = _variation(pipeline, own, len(seeds))
     rng = find_rng(own.get("rng", "cpu"))
-    if rng == "cpu" and variation == Variation():
+    delta = checks.whole_number(
+        "eta_noise_seed_delta", own.get("eta_noise_seed_delta", 0), 0, 2**64 - 1
+    )
+    if rng == "cpu" and variation == Variation() and not delta:
         rest["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
     else:
-        rest["generator"] = seeded_noise(seeds, rng, variation)
+        rest["generator"] = seeded_noise(seeds, rng, variation, delta)
     return rest
 
 

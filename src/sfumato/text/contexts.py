@@ -16,7 +16,7 @@ from sfumato.errors import InputError
 from sfumato.text.long_prompts import Encoding, LongPromptEncoder, PromptSyntax
 from sfumato.text.prompt.attention import Phrase
 from sfumato.text.prompt.composition import split_parts
-from sfumato.text.prompt.schedule import Script, parse_script
+from sfumato.text.prompt.schedule import Earlier, Script, parse_script
 
 #: At every step, which of a text's forms it has then: an index into those there are.
 Forms = tuple[list[str], list[int]]
@@ -72,6 +72,7 @@ def condition(
     syntax: PromptSyntax,
     encoding: Encoding,
     steps: int,
+    earlier: Earlier | None = None,
     images: int = 1,
     clip_skip: int | None = None,
     acting: Sequence[Callable[[], AbstractContextManager[object]]] | None = None,
@@ -87,6 +88,7 @@ def condition(
         syntax: how to read them.
         encoding: tokenizer and text encoder.
         steps: for how many steps.
+        earlier: the pass before these steps, if there was one.
         images: pictures for each prompt.
         clip_skip: layers of the text encoder to leave out, for both kinds of prompts.
         acting: for each prompt, what makes the adapters of its own act on the text encoder.
@@ -112,7 +114,9 @@ def condition(
         encoder = shared if acting is None else shared.anew()
         given = [part.text for part in own] + ([] if negatives is None else [negatives[index]])
         with around[index]():
-            texts.append([_encoded(text, encoder, syntax.scripted, steps) for text in given])
+            texts.append(
+                [_encoded(text, encoder, syntax.scripted, steps, earlier) for text in given]
+            )
             empty = encoder.empty()
         for text in texts[-1]:
             text.filling = empty
@@ -144,11 +148,13 @@ class _Text:
         return _joined([*own, *[self.filling] * (length - len(own))])
 
 
-def _encoded(text: str, encoder: LongPromptEncoder, scripted: bool, steps: int) -> _Text:
+def _encoded(
+    text: str, encoder: LongPromptEncoder, scripted: bool, steps: int, earlier: Earlier | None
+) -> _Text:
     script = parse_script(text) if scripted else Script([text])
     forms: dict[str, int] = {}
     choice: list[int] = []
-    for last, form in script.timetable(steps):
+    for last, form in script.timetable(steps, earlier):
         index = forms.setdefault(form, len(forms))
         choice += [index] * (last - len(choice))
     return _Text([encoder(form) for form in forms], choice)

@@ -18,6 +18,22 @@ _TOKEN = re.compile(r"[^\\\[\]():|]+|\\.|[\\\[\]():|]", re.DOTALL)
 _NUMBER = re.compile(r"\s*+([+-]?+(?:\d++\.?+\d*+|\.\d++)(?:[eE][+-]?+\d++)?+)\s*+")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Earlier:
+    """The pass before a second one, in which prompts go on to change; as in A1111.
+
+    Whole numbers in prompts then count on from the first pass, and fractions from 1.0: after the
+    half of the second pass is ``1.5``.
+
+    Attributes:
+        steps: of the first pass.
+        total: of the second pass, before some are left out because of its strength.
+    """
+
+    steps: int
+    total: int
+
+
 @dataclass(frozen=True, eq=False)
 class Switch:
     """``[before:after:when]``.
@@ -32,9 +48,14 @@ class Switch:
     when: float
     share: bool
 
-    def last_step(self, steps: int) -> int:
+    def last_step(self, steps: int, earlier: Earlier | None = None) -> int:
         """The last step with ``before``, of ``steps``; 0 or less for none."""
-        when = self.when * steps if self.share else self.when
+        if earlier is None:
+            when = self.when * steps if self.share else self.when
+        elif self.share:
+            when = (self.when - 1) * earlier.total
+        else:
+            when = self.when - earlier.steps
         return int(max(-1.0, min(float(steps), when)))
 
 
@@ -58,7 +79,7 @@ class Script:
 
     nodes: Sequence[Node]
 
-    def at(self, step: int, steps: int) -> str:
+    def at(self, step: int, steps: int, earlier: Earlier | None = None) -> str:
         """The text at one of ``steps`` steps; they count from 1."""
         texts: list[str] = []
         stack = [iter(self.nodes)]
@@ -67,21 +88,25 @@ class Script:
                 if isinstance(node, str):
                     texts.append(node)
                 else:
-                    stack.append(iter(_chosen(node, step, steps)))
+                    stack.append(iter(_chosen(node, step, steps, earlier)))
                     break
             else:
                 stack.pop()
         return "".join(texts)
 
-    def timetable(self, steps: int) -> list[tuple[int, str]]:
+    def timetable(self, steps: int, earlier: Earlier | None = None) -> list[tuple[int, str]]:
         """The texts over a run: ``(last step, text)``, the last steps ascending to ``steps``.
+
+        Args:
+            steps: of the run.
+            earlier: the pass before, if the run is a second one.
 
         >>> parse_script("a [red:blue:0.5] cat").timetable(10)
         [(5, 'a red cat'), (10, 'a blue cat')]
         """
-        return [(step, self.at(step, steps)) for step in self._ends(steps)]
+        return [(step, self.at(step, steps, earlier)) for step in self._ends(steps, earlier)]
 
-    def _ends(self, steps: int) -> list[int]:
+    def _ends(self, steps: int, earlier: Earlier | None) -> list[int]:
         """The steps after which the text may change, and the last."""
         ends, stack = {steps}, [self.nodes]
         while stack:
@@ -90,15 +115,17 @@ class Script:
                     return list(range(1, steps + 1))
                 if isinstance(node, Switch):
                     stack += (node.before, node.after)
-                    if node.last_step(steps) >= 1:
-                        ends.add(node.last_step(steps))
+                    if node.last_step(steps, earlier) >= 1:
+                        ends.add(node.last_step(steps, earlier))
         return sorted(ends)
 
 
-def _chosen(node: Switch | Alternate, step: int, steps: int) -> Sequence[Node]:
+def _chosen(
+    node: Switch | Alternate, step: int, steps: int, earlier: Earlier | None
+) -> Sequence[Node]:
     if isinstance(node, Alternate):
         return node.options[(step - 1) % len(node.options)]
-    return node.before if step <= node.last_step(steps) else node.after
+    return node.before if step <= node.last_step(steps, earlier) else node.after
 
 
 def parse_script(text: str) -> Script:
