@@ -28,6 +28,7 @@ from sfumato.adapters.state import (
 )
 from sfumato.adapters.strengths import Strength, check_number, resolve
 from sfumato.errors import AdapterError, InputError, NumericalError
+from sfumato.quantization.tensor import QuantizedTensor
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +145,8 @@ def fuse(network: nn.Module, names: Sequence[str] | None = None, scale: float = 
         scale: multiplies their strengths.
 
     Raises:
-        InputError: the scale is no number, or attention projections are fused.
+        InputError: the scale is no number, or attention projections are fused, or weights are
+            quantised.
         AdapterError: a fused weight would have NaN or infinity.
     """
     scale = check_number(scale, "`lora_scale`")
@@ -162,11 +164,22 @@ def fuse(network: nn.Module, names: Sequence[str] | None = None, scale: float = 
             continue
         at = resolve(state.strengths.get(name), paths)
         entries.append(Fused(name, adapter, {path: at(path) * scale for path in adapter.layers}))
+    _require_plain(network, entries)
     try:
         _write(network, state, tuple(entries))
     except NumericalError as error:
         raise AdapterError(f"The adapters cannot be fused: {error.message}") from None
     state.refresh(layers_of(network))
+
+
+def _require_plain(network: nn.Module, entries: Sequence[Fused]) -> None:
+    for path in {path for entry in entries for path in entry.strengths}:
+        if isinstance(getattr(network.get_submodule(path), "weight", None), QuantizedTensor):
+            raise InputError(
+                "Adapters cannot be fused into quantised weights.",
+                hint="They act beside the weights without fusing; or load the model without "
+                "`quantization`, fuse, and quantise then.",
+            )
 
 
 def unfuse(network: nn.Module) -> None:

@@ -48,6 +48,7 @@ from sfumato.errors import ConfigError, InputError
 from sfumato.quantization.storage import (
     agreed,
     config_to_write,
+    freeze,
     joined,
     quantize_loaded,
     split,
@@ -154,7 +155,9 @@ def load_model(
     if not headers or stored is not None:
         check_fit(model, {name: tuple(t.shape) for name, t in tensors.items()}, where)
     assign(model, tensors, where)
-    if kind is not None and stored is None:
+    if stored is not None:
+        freeze(model)
+    elif kind is not None:
         quantize_loaded(model, kind, final, where, check_finite=check_finite)
     # What is no parameter of the file: buffers that the network made itself.
     return model.to(device=device, dtype=final)

@@ -14,6 +14,7 @@ from sfumato.models.attention import Attention
 from sfumato.models.base import ConfigT, ModelMixin
 from sfumato.models.processors import AttentionProcessor, AttnProcessor, AttnProcessor2_0
 from sfumato.models.xformers_attention import XFormersAttnProcessor
+from sfumato.quantization.tensor import QuantizedTensor
 
 
 class AttentionModel(ModelMixin[ConfigT]):
@@ -84,7 +85,7 @@ class AttentionModel(ModelMixin[ConfigT]):
 
         Raises:
             InputError: the network has added key and value projections, or adapters act in its
-                projections: fused, they would be left out.
+                projections (fused, they would be left out), or its weights are quantised.
         """
         layers = [layer for _, layer in self._attention_layers()]
         if any(layer.added_kv_proj_dim is not None for layer in layers):
@@ -92,6 +93,11 @@ class AttentionModel(ModelMixin[ConfigT]):
                 "Projections cannot be fused in a network with added key and value projections."
             )
         projections = [p for a in layers for p in (a.to_q, a.to_k, a.to_v)]
+        if any(isinstance(getattr(p, "weight", None), QuantizedTensor) for p in projections):
+            raise InputError(
+                "Quantised projections cannot be fused.",
+                hint="They are computed fast without; leave out `fuse_qkv_projections()`.",
+            )
         if not all(map(_is_its_weight, projections)):
             raise InputError(
                 "Projections in which adapters act cannot be fused.",

@@ -163,6 +163,13 @@ def _integers(
     return WinogradTensor.of_integers(tensor.movedim(1, -1).flatten(1, 2), scale.float(), dtype)
 
 
+def freeze(network: nn.Module) -> None:
+    """Keep quantised weights from learning, which they cannot."""
+    for parameter in network.parameters():
+        if isinstance(parameter, QuantizedTensor):
+            parameter.requires_grad_(False)
+
+
 def quantize_loaded(
     network: nn.Module, kind: str, dtype: torch.dtype, where: str, *, check_finite: bool | None
 ) -> None:

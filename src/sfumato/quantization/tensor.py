@@ -89,7 +89,8 @@ class QuantizedTensor(Tensor):
             return _linear(*args, **kwargs)
         if func is F.conv2d:
             return _conv2d(*args, **kwargs)
-        return super().__torch_function__(func, types, args, kwargs)
+        with torch._C.DisableTorchFunctionSubclass():  # on to `__torch_dispatch__`
+            return func(*args, **kwargs)
 
     @classmethod
     def __torch_dispatch__(
