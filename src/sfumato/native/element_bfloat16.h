@@ -59,4 +59,11 @@ store_words(element *x, const __m512 *numbers) {
     _mm512_store_si512(x, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
 }
 
+/* The number at some place of 16 words. */
+TARGET static inline __attribute__((always_inline)) __m512
+one_of_word(const element *words, int place) {
+    __m512i raw = _mm512_sll_epi32(_mm512_load_si512(words), _mm_cvtsi32_si128(place ? 0 : 16));
+    return _mm512_castsi512_ps(_mm512_and_si512(raw, _mm512_set1_epi32((int)0xffff0000)));
+}
+
 #endif

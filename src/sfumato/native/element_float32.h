@@ -50,4 +50,11 @@ store_words(element *x, const __m512 *numbers) {
     _mm512_store_ps(x, numbers[0]);
 }
 
+/* The number at some place of 16 words. */
+TARGET static inline __attribute__((always_inline)) __m512
+one_of_word(const element *words, int place) {
+    (void)place;
+    return _mm512_load_ps(words);
+}
+
 #endif

@@ -4,6 +4,7 @@
 
 #include "gemm.h"
 #include "threads.h"
+#include "transpose.h"
 
 /* A matrix of weights as it lies in memory: row k is tap k / inner and channel k % inner. */
 struct weights {
@@ -34,23 +35,26 @@ static void pack_slowly(const struct weights *w, long first, int filled, int wid
 enum { BLOCK = 16 * PER_WORD }; /* channels in 64 bytes */
 
 /* Sixteen words of up to 16 columns, turned over: to[word][column]. */
-static inline void pack_block(const struct weights *w, long column, int count, long tap, long c,
-                              int words, element *to, int width) {
-    uint32_t block[16][16] __attribute__((aligned(64))) = {{0}};
+TARGET static inline void pack_block(const struct weights *w, long column, int count, long tap,
+                                     long c, int words, element *to, int width) {
+    size_t step = (size_t)width * 4;
+    if (w->channel_stride == 1 && words == 16 && count == 16) {
+        transpose_words(tap_start(w, column, tap) + c,
+                        (size_t)w->column_stride * sizeof(element), to, step);
+        return;
+    }
+    element rows[16][BLOCK] __attribute__((aligned(64))) = {{0}};
+    uint32_t turned[16][16] __attribute__((aligned(64)));
     for (int n = 0; n < count; n++) {
         const element *from = tap_start(w, column + n, tap) + c * w->channel_stride;
-        element numbers[BLOCK];
-        if (w->channel_stride == 1)
-            memcpy(numbers, from, (size_t)words * 4);
-        else
-            for (int i = 0; i < words * PER_WORD; i++) numbers[i] = from[i * w->channel_stride];
-        for (int i = 0; i < words; i++) memcpy(&block[i][n], numbers + i * PER_WORD, 4);
+        for (int i = 0; i < words * PER_WORD; i++) rows[n][i] = from[i * w->channel_stride];
     }
-    for (int i = 0; i < words; i++) memcpy(to + (long)i * width * PER_WORD, block[i], 64);
+    transpose_words(rows, 64, turned, 64);
+    for (int i = 0; i < words; i++) memcpy((char *)to + step * i, turned[i], 64);
 }
 
 /* Blocks small enough for the first-level cache, all taps of some channels after each other. */
-static void pack_panel(void *context, long index, int worker) {
+TARGET static void pack_panel(void *context, long index, int worker) {
     (void)worker;
     const struct weights *w = context;
     long words = words_of(w->taps * w->inner), first = index * PANEL;

@@ -1,13 +1,15 @@
-/* Transforming the weights of a 3x3 convolution, once, into panels for winograd.h.
+/* Transforming the weights of a 3x3 convolution into panels for winograd.h.
  *
- * Sixteen output channels at a time: their taps for one input channel are gathered into vectors,
- * transformed in float32, rounded, and stored where the products will read them.
+ * Sixteen output channels at a time: 32 input channels are turned in the first-level cache, so that
+ * a tap of one of them is a vector of the sixteen. These are transformed in float32, rounded, and
+ * stored where the products will read them.
  */
 #ifndef SFUMATO_WINOGRAD_WEIGHTS_H
 #define SFUMATO_WINOGRAD_WEIGHTS_H
 
 #include "gemm.h"
 #include "threads.h"
+#include "transpose.h"
 #include "winograd_steps.h"
 
 struct winograd_weights {
@@ -18,16 +20,37 @@ struct winograd_weights {
     int size;
 };
 
-/* The taps of one channel for `count` columns, a vector of columns for each tap. */
-TARGET static inline __attribute__((always_inline)) void
-gather_taps(const struct winograd_weights *w, long column, long count, long channel, __m512 *g) {
-    float taps[9][16] __attribute__((aligned(64)));
-    const element *from = w->start + column * w->strides[0] + channel * w->strides[1];
-    if (count < 16) memset(taps, 0, sizeof taps);
-    for (long n = 0; n < count; n++, from += w->strides[0])
-        for (int t = 0; t < 9; t++)
-            taps[t][n] = widen(from[t / 3 * w->strides[2] + t % 3 * w->strides[3]]);
-    for (int t = 0; t < 9; t++) g[t] = _mm512_load_ps(taps[t]);
+enum { BLOCK_CHANNELS = 32, BLOCK_NUMBERS = 9 * BLOCK_CHANNELS };
+
+/* The weights of 32 channels for 16 columns, turned so that a word has all columns side by side.
+ * Channels follow each other with their nine taps, or (`by_tap`) the other way about. */
+struct turned {
+    element rows[16][BLOCK_NUMBERS] __attribute__((aligned(64)));
+    element words[BLOCK_NUMBERS / PER_WORD][16 * PER_WORD] __attribute__((aligned(64)));
+    int by_tap;
+};
+
+TARGET static void turn_block(const struct winograd_weights *w, long column, long columns,
+                              long channel, struct turned *block) {
+    long channels = smaller(BLOCK_CHANNELS, w->channels - channel);
+    block->by_tap = w->strides[1] == 1;
+    if (columns < 16 || channels < BLOCK_CHANNELS) memset(block->rows, 0, sizeof block->rows);
+    for (long n = 0; n < columns; n++) {
+        const element *from = w->start + (column + n) * w->strides[0] + channel * w->strides[1];
+        element *row = block->rows[n];
+        int dense = w->strides[1] == 9 && w->strides[2] == 3 && w->strides[3] == 1;
+        if (dense) memcpy(row, from, (size_t)channels * 9 * sizeof *row);
+        for (int t = 0; t < 9 && !dense; t++) {
+            const element *tap = from + t / 3 * w->strides[2] + t % 3 * w->strides[3];
+            if (block->by_tap)
+                memcpy(row + t * BLOCK_CHANNELS, tap, (size_t)channels * sizeof *row);
+            else
+                for (long c = 0; c < channels; c++) row[c * 9 + t] = tap[c * w->strides[1]];
+        }
+    }
+    for (int i = 0; i < BLOCK_NUMBERS / PER_WORD; i += 16)
+        transpose_words(block->rows[0] + i * PER_WORD, sizeof block->rows[0], block->words[i],
+                        sizeof block->words[0]);
 }
 
 TARGET static inline __attribute__((always_inline)) void
@@ -36,13 +59,20 @@ transform_weights(const int size, const struct winograd_weights *w, long panel, 
     long column = panel * PANEL + 16 * group, count = smaller(16, w->columns - column);
     long width = panel_width(w->columns, panel);
     element *to = w->packed + panel * PANEL * w->length * products + 16 * group * PER_WORD;
+    struct turned block;
     for (long word = 0; word < w->length / PER_WORD; word++) {
+        long within = word * PER_WORD % BLOCK_CHANNELS;
+        if (within == 0) turn_block(w, column, count, word * PER_WORD, &block);
         __m512 u[PER_WORD][MOST_SIZE * MOST_SIZE];
 #pragma GCC unroll 2
         for (int i = 0; i < PER_WORD; i++) {
-            long channel = channel_at(word * PER_WORD + i);
+            long channel = channel_at(within + i);
             __m512 g[9];
-            gather_taps(w, column, channel < w->channels ? count : 0, channel, g);
+#pragma GCC unroll 9
+            for (int t = 0; t < 9; t++) {
+                long number = block.by_tap ? t * BLOCK_CHANNELS + channel : channel * 9 + t;
+                g[t] = one_of_word(block.words[number / PER_WORD], (int)(number % PER_WORD));
+            }
             weight_square(size, g, u[i]);
         }
         element *row = to + word * width * PER_WORD;
