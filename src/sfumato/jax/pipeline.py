@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from os import PathLike
 from typing import Any, ClassVar, Self
 
@@ -24,6 +23,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from sfumato.checkpoints.hub_names import take_hub_options
+from sfumato.diffusion.plan import Plan
 from sfumato.errors import InputError, UnknownKeywordError, did_you_mean
 from sfumato.jax import storage
 from sfumato.jax.calls import Call, read_call
@@ -79,7 +79,8 @@ class FlaxDiffusionPipeline:
         program = Program(vae, text_encoder, unet)
         self._draw = jax.jit(program.draw, static_argnames="settings")
         self._encode = jax.jit(program.encode, static_argnames="settings")
-        self._step = jax.jit(program.step, static_argnames="settings")
+        self._predict = jax.jit(program.predict, static_argnames="settings")
+        self._advance = jax.jit(program.advance, static_argnames="settings")
         self._decode = jax.jit(program.decode)
         self._program = program
 
@@ -257,10 +258,12 @@ class FlaxStableDiffusionPipeline(FlaxDiffusionPipeline):
             rows=rows_of(plan),
         )
         settings = Settings(plan.limit, call.guide, clip_skip)
-        images = self._compute(call, inputs, settings, jit)
+        images = self._compute(call, plan, inputs, settings, jit)
         return self._finish(call, images, return_dict)
 
-    def _compute(self, call: Call, inputs: Inputs, settings: Settings, jit: bool) -> Array:
+    def _compute(
+        self, call: Call, plan: Plan, inputs: Inputs, settings: Settings, jit: bool
+    ) -> Array:
         """Pictures ``(B, H, W, 3)``."""
         params = {name: call.params[name] for name in ("text_encoder", "unet", "vae")}
         mesh = call.mesh or self.mesh
@@ -271,11 +274,17 @@ class FlaxStableDiffusionPipeline(FlaxDiffusionPipeline):
             inputs = _spread(spread, inputs)
         if jit:
             return self._draw(params, inputs, settings=settings)
-        context = self._encode(params, inputs, settings=settings)
-        take = partial(self._step, params, inputs, context, settings=settings)
-        progress = self._program.begin(inputs)
-        for number in self.progress_bar(range(inputs.rows.timesteps.shape[0])):
-            progress = take(progress, jnp.int32(number))
+        # What the network is compiled for does not depend on the sampler.
+        asked, given = settings._replace(limit=None), inputs._replace(rows=None)
+        context = self._encode(params, given, settings=asked)
+        progress, rows = self._program.begin(inputs), rows_of(plan)
+        for number in self.progress_bar(range(len(plan))):
+            row = jax.tree.map(lambda column, at=number: column[at], rows)
+            seen = progress.x * row.input_scale
+            output = self._predict(params, given, context, seen, row.timesteps, settings=asked)
+            progress = self._advance(
+                given, row, jnp.int32(number), progress, output, settings=settings
+            )
         return self._decode(params, progress.x)
 
     def _finish(self, call: Call, images: Array, return_dict: bool) -> Any:

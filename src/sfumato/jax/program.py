@@ -20,7 +20,7 @@ from jax import Array
 from sfumato.diffusion.plan import Limit
 from sfumato.jax.models import FlaxAutoencoderKL, FlaxCLIPTextModel, FlaxUNet2DConditionModel
 from sfumato.jax.params import cast_floating
-from sfumato.jax.sampling import Network, Progress, Rows, begin, guided, sample, step
+from sfumato.jax.sampling import Network, Noise, Progress, Rows, advance, begin, guided, sample
 
 
 class Inputs(NamedTuple):
@@ -31,7 +31,7 @@ class Inputs(NamedTuple):
         x: ``(B, C, h, w)`` float32, multiplied by the plan's ``init_sigma`` already.
         scale: of the guidance, ``(B,)`` float32.
         keys: of the noise that samplers draw; each serves an equal part of the batch.
-        rows: the sampler's table.
+        rows: the sampler's table; `Program.predict` and `Program.advance` do without.
         extra: further channels for the network ``(B, C', h, w)``, or None.
         known: for inpainting with a plain network: mask ``(B, 1, h, w)``, the known latents, their
             noise, and what each row leaves of both ``(n, 2)``; or None.
@@ -42,7 +42,7 @@ class Inputs(NamedTuple):
     x: Array
     scale: Array
     keys: Array
-    rows: Rows
+    rows: Rows | None
     extra: Array | None = None
     known: tuple[Array, Array, Array, Array] | None = None
 
@@ -71,9 +71,16 @@ class Program:
 
     def draw(self, params: Mapping[str, Any], inputs: Inputs, settings: Settings) -> Array:
         """Pictures ``(B, H, W, 3)`` in 0..1, float32."""
+        assert inputs.rows is not None
         context = self.encode(params, inputs, settings)
-        network, noise = self._parts(params, inputs, context, settings)
-        x = sample(network, inputs.x, inputs.rows, noise, settings.limit, after=self._after(inputs))
+        x = sample(
+            self._network(params, inputs, context, settings),
+            inputs.x,
+            inputs.rows,
+            self._noise(inputs),
+            settings.limit,
+            after=self._after(inputs),
+        )
         return self.decode(params, x)
 
     def encode(self, params: Mapping[str, Any], inputs: Inputs, settings: Settings) -> Array:
@@ -87,21 +94,33 @@ class Program:
 
     def begin(self, inputs: Inputs) -> Progress:
         """Before the first row."""
+        assert inputs.rows is not None
         return begin(inputs.x, inputs.rows.update.shape[1] - 1)
 
-    def step(
+    def predict(
         self,
         params: Mapping[str, Any],
         inputs: Inputs,
         context: Array,
-        progress: Progress,
+        x: Array,
+        timestep: Array,
+        settings: Settings,
+    ) -> Array:
+        """The guided answer of the network; compiled once for all samplers."""
+        return self._network(params, inputs, context, settings)(x, timestep)
+
+    def advance(
+        self,
+        inputs: Inputs,
+        row: Rows,
         number: Array,
+        progress: Progress,
+        output: Array,
         settings: Settings,
     ) -> Progress:
-        """One row, for those who want to watch."""
-        network, noise = self._parts(params, inputs, context, settings)
-        row: Rows = jax.tree.map(lambda column: column[number], inputs.rows)
-        progress = step(network, progress, row, number, noise, settings.limit)
+        """One row of the table, given the network's answer; ``number`` is the row's."""
+        noise = self._noise(inputs)(number) * row.draws
+        progress, _ = advance(row, progress, output, noise, settings.limit)
         after = self._after(inputs)
         return progress if after is None else progress._replace(x=after(progress.x, number))
 
@@ -113,9 +132,10 @@ class Program:
         images = (decoded.sample.astype(jnp.float32) / 2 + 0.5).clip(0, 1)
         return images.transpose(0, 2, 3, 1)
 
-    def _parts(
+    def _network(
         self, params: Mapping[str, Any], inputs: Inputs, context: Array, settings: Settings
-    ) -> tuple[Network, Any]:
+    ) -> Network:
+        """The network, with the channels that are given to it and the guidance around it."""
         weights = cast_floating(params["unet"], self.unet.dtype)  # once, not in every step
 
         def predict(x: Array, timestep: Array) -> Array:
@@ -125,11 +145,14 @@ class Program:
             out: Any = self.unet.apply(weights, x, timestep, context)
             return out.sample
 
-        def noise(number: Array) -> Array:
-            return normal(jax.vmap(lambda key: jax.random.fold_in(key, number))(inputs.keys), shape)
+        return guided(predict, inputs.scale, settings.guide)
 
-        shape = inputs.x.shape
-        return guided(predict, inputs.scale, settings.guide), noise
+    def _noise(self, inputs: Inputs) -> Noise:
+        def draw(number: Array) -> Array:
+            keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(inputs.keys)
+            return normal(keys, inputs.x.shape)
+
+        return draw
 
     def _after(self, inputs: Inputs) -> Any:
         if inputs.known is None:

@@ -117,22 +117,6 @@ def _limited(denoised: Array, limit: Limit | None) -> Array:
     return denoised.clip(-edge, edge) / edge
 
 
-def step(
-    network: Network,
-    progress: Progress,
-    row: Rows,
-    number: Array,
-    noise: Noise,
-    limit: Limit | None = None,
-) -> Progress:
-    """Ask the network and apply one row; ``number`` is the row's."""
-    x = progress.x
-    output = network(x * row.input_scale, row.timesteps)
-    drawn = lax.cond(row.draws, noise, lambda _: jnp.zeros_like(x), number)
-    progress, _ = advance(row, progress, output, drawn, limit)
-    return progress
-
-
 def sample(
     network: Network,
     x: Array,
@@ -158,7 +142,10 @@ def sample(
 
     def body(progress: Progress, item: tuple[Array, Rows]) -> tuple[Progress, None]:
         number, row = item
-        progress = step(network, progress, row, number, noise, limit)
+        x = progress.x
+        output = network(x * row.input_scale, row.timesteps)
+        drawn = lax.cond(row.draws, noise, lambda _: jnp.zeros_like(x), number)
+        progress, _ = advance(row, progress, output, drawn, limit)
         if after is not None:
             progress = progress._replace(x=after(progress.x, number))
         return progress, None
