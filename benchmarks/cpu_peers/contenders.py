@@ -49,6 +49,13 @@ CONTENDERS = (
     Contender("sfumato-float32", "ours", "float32", memory=7, options={"dtype": "float32"}),
     Contender("sfumato-bfloat16", "ours", "bfloat16", memory=5, options={"dtype": "bfloat16"}),
     Contender(
+        "sfumato-int8",
+        "ours",
+        "int8",
+        memory=3,
+        options={"dtype": "bfloat16", "quantization": "int8"},
+    ),
+    Contender(
         "diffusers-float32",
         "with_diffusers",
         "float32",
