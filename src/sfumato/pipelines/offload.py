@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from sfumato.errors import InputError
 from sfumato.quantization.tensor import stored
-from sfumato.runtime import packed_weights, pages
+from sfumato.runtime import pages
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ class ModelRelease(ModelOffload):
         pass  # the system reads the pages that are used
 
     def _put_away(self, network: nn.Module) -> None:
-        release(_tensors([network]))
+        pages.give_back(_tensors([network]))
 
 
 class LayerRelease(LayerOffload):
@@ -184,14 +184,7 @@ def wait_in_files(networks: Sequence[nn.Module]) -> None:
             " file. Set TMPDIR to a folder that has, or load the files' own precision.",
             size // 10**6,
         )
-    release(_tensors(networks))
-
-
-def release(tensors: Iterable[torch.Tensor]) -> None:
-    """Free what weights take in memory, and what was packed of them."""
-    held = list(tensors)
-    packed_weights.forget(held)
-    pages.give_back(held)
+    pages.give_back(_tensors(networks))
 
 
 def _tensors(networks: Iterable[nn.Module]) -> Iterator[torch.Tensor]:
@@ -260,4 +253,4 @@ class _PageUnit(_Unit):
             own = (
                 t for m in self._modules for t in (*m._parameters.values(), *m._buffers.values())
             )
-            release(tensor for tensor in own if tensor is not None)
+            pages.give_back(tensor for tensor in own if tensor is not None)

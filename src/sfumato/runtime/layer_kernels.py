@@ -1,10 +1,16 @@
 """Linear layers and convolutions through the compiled kernels: `linear` and `convolve`.
 
-They take what torch's functions take, and answer None where torch is to do it. Everything is exact
-up to rounding. The root of the mean square error, relative to that of the result: in bfloat16,
-inputs and weights of 3x3 convolutions are rounded once more after their transform, which makes
-0.0042 of the 0.0017 that rounding the result alone leaves. In float32, 3x3 convolutions with fewer
-than `LARGE_TILE_WEIGHTS` weights end at 1e-6 to 4e-6; all others, as direct sums, below 1e-6.
+They take what torch's functions take, and answer None where torch is to do it.
+
+Weights are laid out for the kernels anew in each call. That costs a nanosecond or less for each
+weight of a convolution and a quarter of one in a linear layer, about 3% of a network's step at
+512x512. Kept, they would take as much memory as the network again, and a copy would have to follow
+every change of the weights.
+
+Everything is exact up to rounding. The root of the mean square error, relative to that of the
+result: in bfloat16, inputs and weights of 3x3 convolutions are rounded once more after their
+transform, which makes 0.0042 of the 0.0017 that rounding the result alone leaves. In float32, 3x3
+convolutions in tiles of 6 end at 1e-6 to 4e-6; all others, as direct sums, below 1e-6.
 """
 
 from __future__ import annotations
@@ -16,38 +22,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.native.layers import LARGE_TILE_WEIGHTS as LARGE_TILE_WEIGHTS
-from sfumato.native.layers import tile_size
+from sfumato.native.layers import LARGE_TILE_WEIGHTS
 from sfumato.native.library import can_compute, library
 from sfumato.runtime.ordinary import NAMES, ordinary
-from sfumato.runtime.packed_weights import packed
 
 #: Multiplications below which a call costs more than it saves.
 LEAST_WORK = 2**20
-LEAST_ROWS = 8
-LEAST_COLUMNS = 16
-#: Pixels of a picture up to which convolutions are not transformed: the weights of such layers are
-#: half of a Stable Diffusion network and take 16/9 of the memory then, for 2% of the time. In
-#: bfloat16 torch computes them at nearly our rate without a copy.
-SMALL_MAP = 64
+#: Below these, laying out the weights takes too large a part of the time: rows of a linear layer,
+#: pixels in a batch for a 3x3 convolution, and pixels for the larger tiles.
+LEAST_ROWS = 256
+LEAST_PIXELS = 128
+LARGE_TILE_PIXELS = 1024
+#: Channels below which a kernel's vectors stay too empty.
+LEAST_CHANNELS = 16
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
     """``input @ weight.T + bias``: (..., length), (columns, length), (columns)."""
-    if weight.ndim != 2 or not _plain(input, weight, bias):
+    if weight.ndim != 2 or input.ndim < 1 or input.shape[-1] != weight.shape[1]:
         return None
     columns, length = weight.shape
     rows = input.numel() // length if length else 0
-    if input.shape[-1:] != weight.shape[1:] or not _linear_pays(rows, length, columns):
+    if not _product_pays(rows, length, columns, weight.dtype) or not _plain(input, weight, bias):
         return None
-    if length % 2 and weight.dtype is torch.bfloat16:
-        return None
-    laid_out = packed(weight, "panels", _pack)
-    if laid_out is None:
-        return None
-    x = input.contiguous()
     y = torch.empty((*input.shape[:-1], columns), dtype=input.dtype)
-    _call("linear", x, y, laid_out, bias, rows, length, columns)
+    _multiply(input.contiguous(), weight, (*weight.stride(), 0, 0), bias, y, rows)
     return y
 
 
@@ -60,62 +59,67 @@ def convolve(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> Tensor | None:
-    """A convolution of (N, C, H, W) in any memory layout; the result is channels-last."""
+    """A convolution of (N, C, H, W) with 1x1 or, padded by 1, 3x3 taps, and without strides.
+
+    The input may lie in memory in any order; the result is channels-last.
+    """
     if input.ndim != 4 or weight.ndim != 4 or groups != 1 or isinstance(padding, str):
         return None
-    steps, pads, gaps = _pair(stride), _pair(padding), _pair(dilation)
-    if steps[0] != steps[1] or gaps != (1, 1) or min(pads) < 0 or min(steps) < 1:
+    size, around = weight.shape[2], _pair(padding)
+    if _pair(stride) != (1, 1) or _pair(dilation) != (1, 1) or size not in (1, 3):
         return None
-    batch, channels, height, width = input.shape
-    columns, inner, *kernel = weight.shape
-    out = [
-        (n + 2 * p - k) // steps[0] + 1
-        for n, p, k in zip((height, width), pads, kernel, strict=True)
-    ]
-    pays = _linear_pays(batch * out[0] * out[1], inner * kernel[0] * kernel[1], columns)
-    if inner != channels or min(out) < 1 or not pays or not _plain(input, weight, bias):
+    if weight.shape[3] != size or around != (size // 2,) * 2 or weight.shape[1] != input.shape[1]:
         return None
-    if height * width <= SMALL_MAP and weight.dtype is torch.bfloat16:
-        return None
-    tile = 0
-    if kernel == [3, 3] and steps[0] == 1 and pads == (1, 1):
-        tile = winograd_tile(channels, columns, height * width, weight.dtype)
-    pack = {0: _pack, 4: _pack_tiles_of_4, 6: _pack_tiles_of_6}[tile]
-    laid_out = packed(weight, f"tiles of {tile}" if tile else "panels", pack)
-    if laid_out is None:
+    (batch, channels, height, width), columns = input.shape, len(weight)
+    pixels = batch * height * width
+    tile = winograd_tile(channels, columns, pixels, weight.dtype) if size == 3 else 0
+    pays = tile or (size == 1 and _product_pays(pixels, channels, columns, weight.dtype))
+    if not pays or not _plain(input, weight, bias):
         return None
     x = input.contiguous(memory_format=torch.channels_last)
-    y = torch.empty((batch, columns, *out), dtype=input.dtype, memory_format=torch.channels_last)
-    if tile:
-        _call(
-            "winograd",
-            x,
-            y,
-            laid_out,
-            bias,
-            _longs(batch, height, width, channels, columns, tile, 0),
-        )
-    else:
-        sizes = _longs(*(batch, height, width, channels, *out, columns), *kernel, steps[0], *pads)
-        _call("convolve", x, y, laid_out, bias, sizes)
+    shape = (batch, columns, height, width)
+    y = torch.empty(shape, dtype=input.dtype, memory_format=torch.channels_last)
+    if not tile:
+        _multiply(x, weight, weight.stride(), bias, y, pixels)
+        return y
+    laid_out = _empty_packed(weight, tile * tile * _rounded(channels, 32))
+    sizes = (columns, channels, _longs(*weight.stride()), tile)
+    _call("pack_winograd", weight, laid_out, *sizes)
+    sizes = _longs(batch, height, width, channels, columns, tile, 0)
+    _call("winograd", x, y, laid_out, bias, sizes)
     return y
 
 
 def winograd_tile(channels: int, columns: int, pixels: int, dtype: torch.dtype) -> int:
-    """The tile size of a 3x3 convolution: 4 or 6; 0 for the direct way.
+    """The tile size of a 3x3 convolution: 4, or 6 in float32 only; 0 for leaving it to torch.
 
     Args:
         channels, columns: in and out channels.
-        pixels: of one picture of the batch, so that a weight is always laid out alike while a
-            batch's size changes.
+        pixels: of the whole batch.
     """
-    return tile_size(
-        channels, columns, pixels, is_float32=dtype is torch.float32, small_map=SMALL_MAP
-    )
+    work = 9 * pixels * channels * columns
+    if min(channels, columns) < LEAST_CHANNELS or pixels < LEAST_PIXELS or work < LEAST_WORK:
+        return 0
+    large = pixels >= LARGE_TILE_PIXELS and channels * columns <= LARGE_TILE_WEIGHTS
+    return 6 if dtype is torch.float32 and large else 4
 
 
-def _linear_pays(rows: int, length: int, columns: int) -> bool:
-    return rows >= LEAST_ROWS and columns >= LEAST_COLUMNS and rows * length * columns >= LEAST_WORK
+def _product_pays(rows: int, length: int, columns: int, dtype: torch.dtype) -> bool:
+    """Whether to multiply rows of some length with so many columns of weights here."""
+    if length % 2 and dtype is torch.bfloat16:  # whose products come in pairs
+        return False
+    enough = rows >= LEAST_ROWS and columns >= LEAST_CHANNELS
+    return enough and rows * length * columns >= LEAST_WORK
+
+
+def _multiply(
+    x: Tensor, weight: Tensor, strides: Sequence[int], bias: Tensor | None, y: Tensor, rows: int
+) -> None:
+    """``rows`` dense rows of ``x`` times a weight with one tap."""
+    columns, length = weight.shape[:2]
+    laid_out = _empty_packed(weight, length)
+    _call("pack", weight, laid_out, columns, length, 1, 1, _longs(*strides[:4]))
+    _call("linear", x, y, laid_out, bias, rows, length, columns)
 
 
 def _plain(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -135,18 +139,12 @@ def _pair(value: int | Sequence[int]) -> tuple[int, int]:
     return (value[0], value[-1])
 
 
-def _call(
-    name: str, x: Tensor, y: Tensor, laid_out: Tensor, bias: Tensor | None, *rest: Any
-) -> None:
-    function = _function(name, x.dtype)
-    address = None if bias is None else bias.data_ptr()
-    arguments = (x.data_ptr(), y.data_ptr(), laid_out.data_ptr(), address, *rest)
-    if function(*arguments, torch.get_num_threads()):
-        raise MemoryError(f"There is no memory for a layer with {y.numel()} results.")
-
-
-def _function(name: str, dtype: torch.dtype) -> Any:
-    return getattr(library(), f"sfumato_{name}_{NAMES[dtype]}")
+def _call(name: str, *arguments: Any) -> None:
+    """Call a function of the library for the type of the first tensor."""
+    function = getattr(library(), f"sfumato_{name}_{NAMES[arguments[0].dtype]}")
+    given = (a.data_ptr() if isinstance(a, Tensor) else a for a in arguments)
+    if function(*given, torch.get_num_threads()):
+        raise MemoryError("There is no memory for a layer.")
 
 
 def _longs(*numbers: int) -> Any:
@@ -157,29 +155,6 @@ def _rounded(number: int, unit: int) -> int:
     return -(-number // unit) * unit
 
 
-def _pack(weight: Tensor) -> Tensor:
-    columns, channels, *kernel = weight.shape
-    height, width = kernel or (1, 1)
-    strides = (*weight.stride(), 0, 0)[:4]
-    length = _rounded(channels * height * width, 4 // weight.element_size())
-    made = torch.empty(length * _rounded(columns, 16), dtype=weight.dtype)
-    sizes = (columns, channels, height, width, _longs(*strides), torch.get_num_threads())
-    _function("pack", weight.dtype)(weight.data_ptr(), made.data_ptr(), *sizes)
-    return made
-
-
-def _pack_tiles(weight: Tensor, tile: int) -> Tensor:
-    columns, channels = weight.shape[:2]
-    length = _rounded(channels, 32) * _rounded(columns, 16)
-    made = torch.empty(tile * tile * length, dtype=weight.dtype)
-    sizes = (columns, channels, _longs(*weight.stride()), tile, torch.get_num_threads())
-    _function("pack_winograd", weight.dtype)(weight.data_ptr(), made.data_ptr(), *sizes)
-    return made
-
-
-def _pack_tiles_of_4(weight: Tensor) -> Tensor:
-    return _pack_tiles(weight, 4)
-
-
-def _pack_tiles_of_6(weight: Tensor) -> Tensor:
-    return _pack_tiles(weight, 6)
+def _empty_packed(weight: Tensor, length: int) -> Tensor:
+    """Memory for so many rows; torch's allocator starts it at a multiple of 64 bytes."""
+    return torch.empty(length * _rounded(len(weight), 16), dtype=weight.dtype)
