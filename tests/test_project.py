@@ -60,6 +60,8 @@ TORCH_FREE = (
     "sfumato.cli.info",
     "sfumato.cli.samplers",
     "sfumato.cli.doctor",
+    "sfumato.cli.openvino_drawing",
+    "sfumato.runtime.engines",
     "sfumato.cli.train",
 )
 ORACLES = {"diffusers", "transformers", "peft", "accelerate", "k_diffusion", "compel"}

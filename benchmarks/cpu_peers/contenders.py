@@ -56,6 +56,15 @@ CONTENDERS = (
         options={"dtype": "bfloat16", "quantization": "int8"},
     ),
     Contender(
+        "sfumato-openvino",
+        "ours",
+        "bfloat16",
+        ("unet", "vae", "image"),
+        memory=5,
+        needs=("openvino",),
+        options={"dtype": "bfloat16", "stored": ("unet", "vae"), "engine": "openvino"},
+    ),
+    Contender(
         "diffusers-float32",
         "with_diffusers",
         "float32",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,21 @@ import torch
 from benchmarks.cpu_peers.job import PROMPT, Job, Runner, Sample, Shape
 
 
-def load(job: Job, dtype: str, **options: Any) -> Runner:
-    """A pipeline of ours, or one of its networks."""
+def load(job: Job, dtype: str, stored: Sequence[str] = (), **options: Any) -> Runner:
+    """A pipeline of ours, or one of its networks.
+
+    Args:
+        job: what to load.
+        dtype: what to compute in.
+        stored: networks whose weights stay as they are stored, for an engine that converts them.
+        options: of `from_pretrained`.
+    """
     from sfumato import StableDiffusionPipeline
 
     torch.set_num_threads(job.threads)
+    types = {"default": getattr(torch, dtype), **dict.fromkeys(stored, "auto")}
     pipe = StableDiffusionPipeline.from_pretrained(
-        job.model, torch_dtype=getattr(torch, dtype), safety_checker=None, **options
+        job.model, torch_dtype=types, safety_checker=None, **options
     )
     return runner(pipe, job, getattr(torch, dtype))
 

@@ -124,7 +124,7 @@ def test_a_chosen_precision_keeps_the_latents_and_their_noise_in_float32(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend(monkeypatch, "avx512_bf16")
-    monkeypatch.setattr(policy, "LARGE", 1)
+    monkeypatch.setattr(machine, "LARGE", 1)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     pipe = StableDiffusionPipeline.from_pretrained(folder)
     assert pipe.unet.dtype is pipe.vae.dtype is torch.bfloat16
@@ -155,7 +155,7 @@ def test_a_chosen_precision_keeps_the_latents_and_their_noise_in_float32(
 def test_models_stay_float32_where_an_accelerator_may_take_them(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(policy, "LARGE", 1)
+    monkeypatch.setattr(machine, "LARGE", 1)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     pipe = StableDiffusionPipeline.from_pretrained(folder)
     assert pipe.unet.dtype is torch.float32

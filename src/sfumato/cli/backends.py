@@ -105,11 +105,24 @@ def _numpy_obstacle(request: Request) -> str | None:
     return without_torch(request)
 
 
+def _openvino_obstacle(request: Request) -> str | None:
+    if request.device not in ("auto", "cpu"):
+        return f"is for the processor here, and not for {request.device}"
+    if request.recipe.dtype not in (None, AUTO, "float32", "bfloat16"):
+        return f"does not compute in {request.recipe.dtype}"
+    return without_torch(request)
+
+
 BACKENDS = {
     "numpy": Backend(
         about="no torch to import: small pictures at once",
         module="sfumato.cli.array_drawing",
         obstacle=_numpy_obstacle,
+    ),
+    "openvino": Backend(
+        about="OpenVINO, without torch: large models on a processor (extra openvino)",
+        module="sfumato.cli.openvino_drawing",
+        obstacle=_openvino_obstacle,
     ),
     "torch": Backend(about="everything, on any device", module="sfumato.cli.drawing"),
 }

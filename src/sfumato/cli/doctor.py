@@ -26,6 +26,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 #: Extra, the package it brings, what it is for.
 EXTRAS = (
     ("hub", "huggingface_hub", "loading models by their hub name"),
+    ("openvino", "openvino", "computing large models with OpenVINO"),
     ("yaml", "pyyaml", "reading `original_config` in YAML"),
     ("recipes", "resvg_py", "building the data set of the embedded model"),
 )

@@ -207,7 +207,8 @@ DType = Annotated[
     str | None, _Name("--dtype", help="auto, float32, bfloat16 or float16. [default: auto]")
 ]
 BackendName = Annotated[
-    str | None, _Name("--backend", help="auto, numpy or torch: what computes. [default: auto]")
+    str | None,
+    _Name("--backend", help="auto, numpy, openvino or torch: what computes. [default: auto]"),
 ]
 Threads = Annotated[int | None, _Count("-t", "--threads", min=1, max=1024, help="On the CPU.")]
 Json = Annotated[

@@ -20,6 +20,8 @@ CPU_QUOTA = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
 CPU_PERIOD = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
 #: Flags that tell how fast sfumato can be; the first three are x86's, the others ARM's.
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
+#: Bytes of a UNet's files from which on precision matters for speed.
+LARGE = 256 * 2**20
 #: Any of these means that products of bfloat16 take half the time of float32's.
 _BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
@@ -40,6 +42,14 @@ class Machine:
     def fast_bfloat16(self) -> bool:
         """Whether bfloat16 is computed in hardware rather than through float32."""
         return not _BFLOAT16.isdisjoint(self.instructions)
+
+    def dtype_for_size(self, size: int) -> str:
+        """The type to compute a model in on the processor; see `sfumato.runtime.policy`.
+
+        Args:
+            size: bytes of the UNet's weights in their file.
+        """
+        return "bfloat16" if self.fast_bfloat16 and size >= LARGE else "float32"
 
 
 @lru_cache(maxsize=1)

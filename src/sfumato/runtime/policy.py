@@ -27,14 +27,13 @@ import torch
 from sfumato.errors import InputError
 from sfumato.runtime.allocator import keep_memory
 from sfumato.runtime.device import DTYPES
+from sfumato.runtime.machine import LARGE as LARGE
 from sfumato.runtime.machine import this_machine
 
 logger = logging.getLogger(__name__)
 
 #: A data type for models whose caller names none: one of `DTYPES`.
 SWITCH = "SFUMATO_DTYPE"
-#: Bytes of a UNet's files from which on precision matters for speed.
-LARGE = 256 * 2**20
 
 
 def dtype_for_size(size: int, device: torch.device | None = None) -> torch.dtype:
@@ -61,8 +60,7 @@ def dtype_for_size(size: int, device: torch.device | None = None) -> torch.dtype
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     if device is not None and device.type == "mps":
         return torch.float16
-    fast = this_machine().fast_bfloat16
-    return torch.bfloat16 if fast and size >= LARGE else torch.float32
+    return getattr(torch, this_machine().dtype_for_size(size))
 
 
 def network_size(path: Path) -> int:
