@@ -34,7 +34,7 @@ def test_eight_virtual_devices_draw_what_one_draws(tmp_path: Path) -> None:
         assert found[form] < 1e-5, (form, found)
     assert found["devices"] == 8
     assert found["shape"] == [8, 1, 16, 16, 3]
-    assert "cannot be shared out among 8 devices" in found["refused"]
+    assert "A batch of 3 pictures cannot be shared out among 4 devices" in found["refused"]
 
 
 def test_arrays_gain_and_lose_their_axis_of_devices() -> None:

@@ -122,6 +122,11 @@ class FlaxScheduler:
             init_noise_sigma=jnp.float32(1.0),
         )
 
+    @property
+    def order(self) -> int:
+        """Calls of the network per step."""
+        return self._inner.order
+
     def plan(self, num_inference_steps: int, start: int = 0) -> Plan:
         """The table of a run.
 
