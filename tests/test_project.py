@@ -60,6 +60,7 @@ TORCH_FREE = (
     "sfumato.cli.info",
     "sfumato.cli.samplers",
     "sfumato.cli.doctor",
+    "sfumato.cli.jax_drawing",
     "sfumato.cli.openvino_drawing",
     "sfumato.runtime.engines",
     "sfumato.cli.train",

@@ -12,6 +12,7 @@ from PIL import Image
 
 import sfumato
 from sfumato.errors import ImageError, InputError
+from sfumato.pipelines import start
 from tests.jax.test_pipeline import scheduler
 from tests.pipelines.tiny import tiny_pipeline, tiny_unet
 
@@ -50,8 +51,10 @@ def noise(batch: int = 1, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ["PNDMScheduler", "EulerDiscreteScheduler", "DDIMScheduler"])
-@pytest.mark.parametrize("strength", [0.3, 0.8, 1.0])
-def test_image_to_image_agrees_with_torch(img2img: Any, name: str, strength: float) -> None:
+@pytest.mark.parametrize("strength", [0.3, 1.0])
+def test_image_to_image_agrees_with_torch(
+    img2img: Any, name: str, strength: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mine, params, theirs = img2img
     mine.scheduler = theirs.scheduler = scheduler(name)
     known, drawn = noise(seed=1), noise(seed=2)
@@ -59,15 +62,10 @@ def test_image_to_image_agrees_with_torch(img2img: Any, name: str, strength: flo
         mine.prepare_inputs("a cat"), known, params, KEY, strength=strength,
         num_inference_steps=5, noise=drawn,
     ).images  # fmt: skip
-    theirs.scheduler.set_timesteps(5)
-    taken = int(5 * strength)
-    first = theirs.scheduler.timesteps[(5 - taken) * theirs.scheduler.order]
-    begin = theirs.scheduler.add_noise(
-        torch.from_numpy(known), torch.from_numpy(drawn), first.reshape(1)
-    )
+    monkeypatch.setattr(start, "randn_tensor", lambda *_, **__: torch.from_numpy(drawn))
     expected = theirs(
-        "a cat", image=torch.from_numpy(known), latents=begin, strength=strength,
-        num_inference_steps=5, output_type="np",
+        "a cat", image=torch.from_numpy(known), strength=strength, num_inference_steps=5,
+        output_type="np",
     ).images  # fmt: skip
     assert np.abs(np.asarray(found) - expected).max() < 1e-4
 

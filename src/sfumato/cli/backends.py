@@ -60,6 +60,9 @@ _OF_TORCH = {
     "boxes": "--boxes",
     "variation_strength": "--variation-strength",
     "seed_resize_from": "--seed-resize-from",
+    "eta_noise_seed_delta": "--ensd",
+    "guidance": "parts of a guidance",
+    "vae": "--vae",
 }
 #: Samplers whose noise is a path that torch alone draws.
 _PATHS = ("DPMSolverSDEScheduler",)
@@ -77,6 +80,8 @@ def without_torch(request: Request) -> str | None:
     for name, option in _OF_TORCH.items():
         if recipe[name]:
             return f"has no {option}"
+    if request.preview is not None:
+        return "has no --preview"
     if request.model.path.is_file():
         return "reads no model in a single file"
     if request.model.pipeline not in (None, "StableDiffusionPipeline"):
@@ -113,6 +118,14 @@ def _openvino_obstacle(request: Request) -> str | None:
     return without_torch(request)
 
 
+def _jax_obstacle(request: Request) -> str | None:
+    if request.device not in ("auto", "cpu", "cuda"):
+        return f"is not made for {request.device}"
+    if request.threads is not None:
+        return "takes no number of threads"
+    return without_torch(request)
+
+
 BACKENDS = {
     "numpy": Backend(
         about="no torch to import: small pictures at once",
@@ -123,6 +136,11 @@ BACKENDS = {
         about="OpenVINO, without torch: large models on a processor (extra openvino)",
         module="sfumato.cli.openvino_drawing",
         obstacle=_openvino_obstacle,
+    ),
+    "jax": Backend(
+        about="JAX, without torch: what XLA compiles for (extra jax)",
+        module="sfumato.cli.jax_drawing",
+        obstacle=_jax_obstacle,
     ),
     "torch": Backend(about="everything, on any device", module="sfumato.cli.drawing"),
 }

@@ -27,6 +27,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 EXTRAS = (
     ("hub", "huggingface_hub", "loading models by their hub name"),
     ("openvino", "openvino", "computing large models with OpenVINO"),
+    ("jax", "jax", "the pipeline in JAX"),
     ("yaml", "pyyaml", "reading `original_config` in YAML"),
     ("recipes", "resvg_py", "building the data set of the embedded model"),
 )

@@ -12,9 +12,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sfumato import __version__
+from sfumato.checkpoints.files import shown
 from sfumato.cli import COMMANDS, console
 from sfumato.cli.conditions import Boxes, ClassLabel, SemanticMap, read_conditions
+from sfumato.cli.previewing import PreviewInterval, PreviewPath, read_preview
 from sfumato.cli.saving import AttentionSlicing, LowMemory, Quantization, Saving, VaeTiling
+from sfumato.cli.steering import (
+    CfgPlusPlus,
+    Interval,
+    MimicScale,
+    Pag,
+    Sag,
+    read_steering,
+)
 from sfumato.errors import InputError
 
 if TYPE_CHECKING:  # imported where it is used, so that --help is instant
@@ -60,6 +70,9 @@ Words = Annotated[
     typer.Argument(metavar="PROMPT", help="What to draw; - reads a prompt from every line."),
 ]
 Prompt = Annotated[str | None, _Text("-p", "--prompt", help="What to draw, as an option.")]
+FromFile = Annotated[
+    Path | None, _Option("--from-file", metavar="TEXT", help="A prompt in every line of a file.")
+]
 NegativePrompt = Annotated[
     str | None, _Text("-n", "--negative-prompt", help="What to steer away from.")
 ]
@@ -80,6 +93,10 @@ LoraDir = Annotated[
 Model = Annotated[
     str | None,
     _Option("-m", "--model", metavar="MODEL", help="Folder, file, hub name. [default: embedded]"),
+]
+Vae = Annotated[
+    Path | None,
+    _Option("--vae", metavar="FILE", help="Autoencoder in place of the model's: file or folder."),
 ]
 Width = Annotated[int | None, _Count("-W", "--width", help="In pixels.")]
 Height = Annotated[int | None, _Count("-H", "--height", help="In pixels.")]
@@ -130,6 +147,15 @@ SeedResizeFrom = Annotated[
 ]
 Rng = Annotated[
     str | None, _Name("--rng", help="Noise as drawn by cpu, nvidia or comfyui. [default: cpu]")
+]
+Ensd = Annotated[
+    int | None,
+    _Count(
+        *("--ensd", "--eta-noise-seed-delta"),
+        min=0,
+        max=2**63,
+        help="Added to the seed for noise that samplers add.",
+    ),
 ]
 BatchCount = Annotated[
     int,
@@ -208,12 +234,13 @@ DType = Annotated[
 ]
 BackendName = Annotated[
     str | None,
-    _Name("--backend", help="auto, numpy, openvino or torch: what computes. [default: auto]"),
+    _Name("--backend", help="auto, numpy, openvino, jax or torch: what computes."),
 ]
 Threads = Annotated[int | None, _Count("-t", "--threads", min=1, max=1024, help="On the CPU.")]
 Json = Annotated[
     bool, _Option("--json", envvar="SFUMATO_JSON", help="Print path and recipe as a line of JSON.")
 ]
+Quiet = Annotated[bool, _Option("-q", "--quiet", help="Say nothing on stderr but errors.")]
 Verbose = Annotated[bool, _Option("-v", "--verbose", help="Say more on stderr.")]
 Version = Annotated[
     bool,
@@ -231,11 +258,13 @@ Version = Annotated[
 def generate(
     words: Words = None,
     prompt: Prompt = None,
+    from_file: FromFile = None,
     negative_prompt: NegativePrompt = None,
     prompt_syntax: PromptSyntax = None,
     lora: Lora = None,
     lora_dir: LoraDir = None,
     model: Model = None,
+    vae: Vae = None,
     width: Width = None,
     height: Height = None,
     size: Size = None,
@@ -249,10 +278,16 @@ def generate(
     variation_strength: VariationStrength = None,
     seed_resize_from: SeedResizeFrom = None,
     rng: Rng = None,
+    ensd: Ensd = None,
     batch_count: BatchCount = 1,
     output: Output = None,
     clip_skip: ClipSkip = None,
     guidance_rescale: GuidanceRescale = None,
+    guidance_interval: Interval = None,
+    cfg_pp: CfgPlusPlus = None,
+    pag: Pag = None,
+    sag: Sag = None,
+    mimic_scale: MimicScale = None,
     eta: Eta = None,
     init_image: InitImage = None,
     strength: Strength = None,
@@ -277,7 +312,10 @@ def generate(
     attention_slicing: AttentionSlicing = False,
     low_memory: LowMemory = False,
     quantization: Quantization = None,
+    preview: PreviewPath = None,
+    preview_interval: PreviewInterval = 1,
     as_json: Json = False,
+    quiet: Quiet = False,
     verbose: Verbose = False,
     version: Version = False,
 ) -> None:
@@ -290,6 +328,7 @@ def generate(
     from sfumato.cli.pictures import check_output
     from sfumato.cli.request import build_request, read_size
 
+    console.be_quiet(quiet)
     console.show_log(logging.INFO if verbose else logging.WARNING)
     if size is not None:
         if width is not None or height is not None:
@@ -309,11 +348,22 @@ def generate(
             "variation_strength": variation_strength,
             "seed_resize_from": seed_resize_from,
             "rng": rng,
+            "eta_noise_seed_delta": ensd,
+            "vae": None if vae is None else str(vae),
             "prompt_syntax": prompt_syntax,
             "clip_skip": clip_skip,
             "guidance_rescale": guidance_rescale,
             "eta": eta,
             "dtype": dtype,
+            **read_steering(
+                {
+                    "guidance_interval": guidance_interval,
+                    "cfg_pp": cfg_pp,
+                    "pag": pag,
+                    "sag": sag,
+                    "mimic_scale": mimic_scale,
+                }
+            ),
             **read_pictures(
                 {
                     "init_image": init_image,
@@ -333,7 +383,7 @@ def generate(
                 {"class_label": class_label, "semantic_map": semantic_map, "boxes": boxes}
             ),
         },
-        prompts=_prompts(words or [], prompt),
+        prompts=_prompts(words or [], prompt, from_file),
         loras=lora or [],
         lora_dir=lora_dir,
         model=model,
@@ -342,6 +392,7 @@ def generate(
         device=device,
         threads=threads,
         backend=check_backend(backend),
+        preview=read_preview(preview, preview_interval),
         quality=quality,
         saving=Saving(
             vae_tiling=vae_tiling,
@@ -354,7 +405,7 @@ def generate(
     _draw_and_save(request, output, as_json)
 
 
-def _prompts(words: list[str], option: str | None) -> tuple[str, ...]:
+def _prompts(words: list[str], option: str | None, file: Path | None) -> tuple[str, ...]:
     """The texts to draw; none when a picture's recipe is to say."""
     if len(words) > 1:
         raise InputError(
@@ -363,15 +414,23 @@ def _prompts(words: list[str], option: str | None) -> tuple[str, ...]:
         )
     if words and option is not None:
         raise InputError("The prompt is given twice, as an argument and with --prompt.")
-    if words == ["-"]:
-        lines = [] if sys.stdin is None else sys.stdin.read().splitlines()
-        prompts = tuple(line for line in lines if line.strip())
-        if not prompts:
-            raise InputError("There is no prompt on stdin.")
+    if file is not None:
+        if words or option is not None:
+            raise InputError("Give either a prompt or --from-file.")
+        prompts = _lines(file.read_text("utf-8", "replace"), f"in {shown(file)}")
+    elif words == ["-"]:
+        prompts = _lines("" if sys.stdin is None else sys.stdin.read(), "on stdin")
     else:
         prompts = tuple(words) if option is None else (option,)
     # Bytes that are no text arrive as lone surrogates, which no tokenizer takes.
     return tuple(text.encode("utf-8", "replace").decode("utf-8") for text in prompts)
+
+
+def _lines(text: str, where: str) -> tuple[str, ...]:
+    prompts = tuple(line for line in text.splitlines() if line.strip())
+    if not prompts:
+        raise InputError(f"There is no prompt {where}.")
+    return prompts
 
 
 def _draw_and_save(request: Request, output: str | None, as_json: bool) -> None:

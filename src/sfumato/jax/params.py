@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 from sfumato.checkpoints.arrays import StoredTensor, read_weight_files
 from sfumato.checkpoints.atomic import atomic_path
 from sfumato.checkpoints.weight_files import base_names, check_variant, find_weights
+from sfumato.models.legacy import rename_legacy_keys
 
 Params = dict[str, Array]
 
@@ -55,7 +56,8 @@ def read_params(
         use_safetensors=True,
         fall_back=True,
     )
-    return {name: as_array(tensor, dtype) for name, tensor in read_weight_files(files).items()}
+    tensors = rename_legacy_keys(read_weight_files(files))
+    return {name: as_array(tensor, dtype) for name, tensor in tensors.items()}
 
 
 def as_array(tensor: StoredTensor, dtype: Any = None) -> Array:
