@@ -236,6 +236,9 @@ def test_a_text_model_without_its_tokenizer_says_where_to_get_one(tmp_path: Path
     path = write(Plain.make(small("text", 1), 1), tmp_path / "m.safetensors")
     with pytest.raises(InputError, match=r"vocab\.txt"):
         sfumato.LDMTextToImagePipeline.from_single_file(path)
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
+    pipe = sfumato.LDMTextToImagePipeline.from_single_file(path)
+    assert pipe.tokenizer.get_vocab() == {word: i for i, word in enumerate(WORDS)}
 
 
 def test_classes_of_the_older_model_cannot_be_guided(tmp_path: Path) -> None:

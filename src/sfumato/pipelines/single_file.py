@@ -22,6 +22,7 @@ from sfumato.checkpoints.original.companions import (
     make_low_res_scheduler,
     make_scheduler,
     make_tokenizer,
+    tokenizer_beside,
 )
 from sfumato.checkpoints.original.families import CLASS_NAMES, Family
 from sfumato.checkpoints.original.folder_config import local_config
@@ -55,8 +56,8 @@ DEPRECATED = {
 }
 
 _NO_VOCABULARY = (
-    "BERT's vocabulary (bert-base-uncased) does not come with sfumato: pass "
-    "`tokenizer=BertTokenizer('path/to/vocab.txt')`."
+    "BERT's vocabulary (bert-base-uncased) does not come with sfumato: put its `vocab.txt` beside "
+    "the file, or pass `tokenizer=BertTokenizer('path/to/vocab.txt')`."
 )
 
 #: What components of some pipelines are, by names of their own.
@@ -101,6 +102,8 @@ def load_single_file(
         name: _component(checkpoint, name, options, scheduler_type)
         for name in sorted(names - set(given))
     }
+    if "tokenizer" in found and found["tokenizer"] is None and not isinstance(path, Mapping):
+        found["tokenizer"] = tokenizer_beside(Path(path))
     said = {**checkpoint.family.settings, **_original_settings(checkpoint)}
     arguments = {"requires_safety_checker": False, **said}
     arguments = {k: v for k, v in arguments.items() if k in settings} | found | given

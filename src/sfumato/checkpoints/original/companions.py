@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from sfumato.checkpoints.classes import find_class
+from sfumato.checkpoints.files import is_regular
 from sfumato.checkpoints.original.loading import OriginalCheckpoint
 from sfumato.errors import InputError
 
@@ -87,3 +89,11 @@ def make_tokenizer(checkpoint: OriginalCheckpoint) -> Any:
     if checkpoint.folder is not None and (checkpoint.folder.path / "tokenizer").is_dir():
         return tokenizer_class.from_pretrained(checkpoint.folder.path, subfolder="tokenizer")
     return tokenizer_class(**checkpoint.family.tokenizer) if kind == "CLIPTokenizer" else None
+
+
+def tokenizer_beside(path: Path) -> Any:
+    """BERT's tokenizer, of a ``vocab.txt`` in the folder of a file; None if there is none."""
+    from sfumato.text.bert_tokenizer import BertTokenizer
+
+    vocabulary = path.parent / "vocab.txt"
+    return BertTokenizer(vocabulary) if is_regular(vocabulary) else None
