@@ -29,6 +29,9 @@ from sfumato.errors import CheckpointError
 from sfumato.models.autoencoder import AutoencoderKL
 from sfumato.models.autoencoder_tiny import AutoencoderTiny
 from sfumato.models.unet import UNet2DConditionModel
+from sfumato.models.unet_2d import UNet2DModel
+from sfumato.models.vq_autoencoder import VQModel
+from sfumato.pipelines.ldm import LDMPipeline
 from sfumato.safety.checker import StableDiffusionSafetyChecker
 from sfumato.safety.image_processor import CLIPImageProcessor
 from sfumato.schedulers.storage import all_classes
@@ -169,11 +172,14 @@ _CONFIGS: dict[str, Any] = {
     "unet": UNet2DConditionModel,
     "vae": AutoencoderKL,
     "tiny vae": AutoencoderTiny,
+    "codebook": VQModel,
+    "unet without text": UNet2DModel,
     "text encoder": CLIPTextModel,
     "image encoder": CLIPVisionModelWithProjection,
     "safety checker": StableDiffusionSafetyChecker,
 }
 
+_LATENT_FILES = tuple(from_single_file(kind) for kind in (LDMPipeline, UNet2DModel, VQModel))
 _SINGLE_FILES = tuple(
     from_single_file(network) for network in (UNet2DConditionModel, AutoencoderKL, CLIPTextModel)
 )
@@ -181,6 +187,9 @@ _SINGLE_FILES = tuple(
 KINDS: dict[str, Kind] = {
     "safetensors": Kind("m.safetensors", weights.safetensors, (read_safetensors, verify), 6),
     "checkpoint": Kind("m.safetensors", weights.checkpoint, (inspect, *_SINGLE_FILES), 0.005),
+    "latent checkpoint": Kind(
+        "m.safetensors", weights.latent_checkpoint, (inspect, *_LATENT_FILES), 0.005
+    ),
     "gguf": Kind("m.gguf", weights.gguf, (read_gguf, verify), 4),
     "program": Kind("m.pkl", weights.program, (program,), 6),
     "bare pickle": Kind("m.bin", weights.program, (read_pickle, inspect), 2),

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sfumato.checkpoints.original.saving import original_tensors
 from sfumato.checkpoints.pickle_machine import read_pickle_data
 from sfumato.checkpoints.tensors import TORCH_DTYPES
 from sfumato.checkpoints.torch_rebuild import Storage, call, storage_of
@@ -35,6 +36,7 @@ from tests.faults.hostile_files import in_legacy_torch, safetensors_bytes, torch
 from tests.fuzz.damage import ODD, any_bytes, changed, changed_often, flipped, json_bytes
 from tests.fuzz.programs import instructions, rewritten
 from tests.pipelines.tiny import tiny_unet
+from tests.pipelines.tiny_latent import tiny_unet_2d, tiny_vq
 
 STATE = {
     "conv_in.weight": torch.arange(24.0).reshape(2, 3, 2, 2),
@@ -105,22 +107,41 @@ def safetensors(r: random.Random) -> bytes:
     return _damaged(r, _plain(), _torch_files()[0])
 
 
+def checkpoint(r: random.Random) -> bytes:
+    """A Stable Diffusion checkpoint with other names and shapes."""
+    return _with_other_shapes(r, _stable_diffusion())
+
+
+def latent_checkpoint(r: random.Random) -> bytes:
+    """A checkpoint of an unconditional model of the latent diffusion paper, likewise."""
+    return _with_other_shapes(r, _latent_diffusion())
+
+
 @cache
-def _checkpoint() -> tuple[dict[str, Any], int]:
-    """Header and number of data bytes of a small Stable Diffusion checkpoint."""
-    tensors = checkpoint_tensors(networks(small_configs("stable-diffusion-v1")))
+def _stable_diffusion() -> dict[str, Any]:
+    return _header(checkpoint_tensors(networks(small_configs("stable-diffusion-v1"))))
+
+
+@cache
+def _latent_diffusion() -> dict[str, Any]:
+    unet = tiny_unet_2d(attention_head_dim=32, norm_num_groups=32, downsample_type="resnet")
+    tensors = original_tensors("unet", unet) | original_tensors("vae", tiny_vq())
+    return _header({**tensors, "scale_factor": torch.tensor(0.2)})
+
+
+def _header(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The header of a file with these tensors in float16."""
     header, position = {}, 0
     for name, tensor in tensors.items():
         size = 2 * tensor.numel()
         offsets = [position, position + size]
         header[name] = {"dtype": "F16", "shape": list(tensor.shape), "data_offsets": offsets}
         position += size
-    return header, position
+    return header
 
 
-def checkpoint(r: random.Random) -> bytes:
+def _with_other_shapes(r: random.Random, sound: Mapping[str, Any]) -> bytes:
     """Names and shapes of a checkpoint, some of them changed; offsets mostly follow the shapes."""
-    sound, _ = _checkpoint()
     names = sorted(sound)
     header: dict[str, Any] = {name: list(entry["shape"]) for name, entry in sound.items()}
     for _ in range(r.choice([1, 1, 2, 5, 300])):
