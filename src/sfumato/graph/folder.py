@@ -14,7 +14,7 @@ from sfumato.checkpoints.arrays import StoredTensor, read_weight_files
 from sfumato.checkpoints.model_index import ModelIndex, read_model_index
 from sfumato.checkpoints.places import read_config
 from sfumato.checkpoints.weight_files import DEFAULT_BASE, find_weights
-from sfumato.errors import InputError
+from sfumato.errors import InputError, WeightsMismatchError
 from sfumato.graph.unet import supported_stages
 from sfumato.models.autoencoder_config import AutoencoderKLConfig
 from sfumato.models.legacy import rename_legacy_keys
@@ -61,7 +61,10 @@ class ModelFolder:
         files = find_weights(
             self.path / component, {True: base, False: base}, root=self.path, use_safetensors=True
         )
-        return rename_legacy_keys(read_weight_files(files))
+        arrays = rename_legacy_keys(read_weight_files(files))
+        if component == "unet":
+            _check_widths(self.unet_config, arrays)
+        return arrays
 
 
 def read_model_folder(path: Path) -> ModelFolder:
@@ -122,6 +125,27 @@ def _check_networks(unet: UNet2DConditionConfig, vae: AutoencoderKLConfig) -> No
         raise _torch_alone(f"UNets with addition_embed_type={unet.addition_embed_type!r}")
     if unet.in_channels != vae.latent_channels:
         raise _torch_alone("UNets that take a picture beside the latents")
+
+
+def _check_widths(config: UNet2DConditionConfig, arrays: Mapping[str, StoredTensor]) -> None:
+    """The widths of the residual blocks are those of the configuration.
+
+    Nothing else tells that a file has other widths: functions take them from the weights.
+    """
+    down, middle, up = supported_stages(config)
+    named = [("mid_block", middle)] if middle is not None else []
+    named += [(f"down_blocks.{i}", stage) for i, stage in enumerate(down)]
+    named += [(f"up_blocks.{i}", stage) for i, stage in enumerate(up)]
+    for name, stage in named:
+        for j, channels in enumerate(stage.in_channels):
+            path = f"{name}.resnets.{j}.conv1.weight"
+            wanted = (stage.out_channels, channels, 3, 3)
+            found = arrays.get(path)
+            if found is not None and found.shape != wanted:
+                raise WeightsMismatchError(
+                    f"'{path}' has the shape {found.shape}, but the configuration asks for"
+                    f" {wanted}."
+                )
 
 
 def _torch_alone(what: str) -> InputError:

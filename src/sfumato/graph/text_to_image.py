@@ -120,7 +120,7 @@ def to_image(picture: Array) -> Image:
 
 def _plan(scheduler: Any, eta: float) -> Plan:
     """The table, with ``eta`` where the scheduler's ``step`` would take it."""
-    if eta and "eta" in inspect.signature(scheduler.step).parameters:
+    if "eta" in inspect.signature(scheduler.step).parameters:
         return scheduler.plan(eta=eta)
     return scheduler.plan()
 

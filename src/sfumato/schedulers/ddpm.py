@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
@@ -40,6 +40,16 @@ class DDPMConfig(ThresholdConfig):
     timestep_spacing: str = "leading"
     steps_offset: int = 0
     rescale_betas_zero_snr: bool = False
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> Self:
+        """As `SchedulerConfig.from_values`; a ``variance_type`` of None is none given.
+
+        DPM-Solver has a setting of that name too, which is mostly None.
+        """
+        if values.get("variance_type", "") is None:
+            values = {name: v for name, v in values.items() if name != "variance_type"}
+        return super().from_values(values)
 
 
 class DDPMScheduler(Scheduler[DDPMConfig]):
