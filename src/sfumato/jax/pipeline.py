@@ -29,10 +29,12 @@ from sfumato.jax import storage
 from sfumato.jax.calls import Call, read_call
 from sfumato.jax.devices import Spread
 from sfumato.jax.models import FlaxAutoencoderKL, FlaxCLIPTextModel, FlaxUNet2DConditionModel
+from sfumato.jax.params import as_array
 from sfumato.jax.program import Inputs, Program, Settings, normal
 from sfumato.jax.sampling import rows_of
 from sfumato.jax.schedulers import FlaxScheduler
 from sfumato.outputs import BaseOutput
+from sfumato.pipelines.number_checks import finite_number
 from sfumato.text.prompt_inputs import checked_prompt
 from sfumato.text.tokenizer import CLIPTokenizer
 from sfumato.text.written_out import maybe_convert_prompt
@@ -140,6 +142,105 @@ class FlaxDiffusionPipeline:
         pipeline = cls(**components, dtype=dtype)
         params["scheduler"] = pipeline.scheduler.create_state()
         return pipeline, params
+
+    @classmethod
+    def from_single_file(
+        cls,
+        path: str | PathLike[str],
+        dtype: Any = jnp.float32,
+        *,
+        scheduler: Any = None,
+        extract_ema: bool = False,
+        prediction_type: str | None = None,
+    ) -> tuple[Self, dict[str, Any]]:
+        """A pipeline and its parameters from a checkpoint in one file, ``.safetensors``, ``.ckpt``
+        or ``.gguf``. Reading those takes torch.
+
+        Args:
+            path: the file.
+            dtype: in which the networks compute; the parameters keep the type of the file.
+            scheduler: in place of the model's own.
+            extract_ema: use the averaged weights of the UNet.
+            prediction_type: what the UNet predicts, when the file does not tell.
+
+        Raises:
+            CheckpointError: (an ``OSError``) the file is damaged, unsafe, or no whole model.
+        """
+        from sfumato.checkpoints.original.arrays import read_model
+
+        found = read_model(path, extract_ema=extract_ema, prediction_type=prediction_type)
+        networks = {
+            name: network_class(found.configs[name], dtype=dtype)
+            for name, network_class in storage.NETWORKS.items()
+        }
+        chosen = found.scheduler if scheduler is None else scheduler
+        pipeline = cls(**networks, tokenizer=found.tokenizer, scheduler=chosen, dtype=dtype)  # pyright: ignore[reportArgumentType]
+        params: dict[str, Any] = {
+            name: {key: as_array(tensor) for key, tensor in found.tensors[name].items()}
+            for name in networks
+        }
+        params["scheduler"] = pipeline.scheduler.create_state()
+        return pipeline, params
+
+    def load_lora_weights(
+        self, params: Mapping[str, Any], source: Any, scale: float = 1.0, **options: Any
+    ) -> dict[str, Any]:
+        """Parameters with a LoRA (or LoHa, LoKr, ...) merged in; reading it takes torch.
+
+        Args:
+            params: as `from_pretrained` returns them, not replicated; they stay as they are.
+            source: a file, a folder, or a name on the hub.
+            scale: strength of the adapters.
+            options: ``weight_name``, ``subfolder``, ``use_safetensors``; and how to ask the hub.
+
+        Raises:
+            AdapterError: (a ``ValueError``) the file fits none of the layers, or fits them half.
+            CheckpointError: (an ``OSError``) the file is damaged or unsafe.
+        """
+        from sfumato.adapters.arrays import merged_weights
+
+        names = ("unet", "text_encoder")
+        changed = merged_weights(
+            {name: params[name] for name in names},
+            {name: getattr(self, name).config for name in names},
+            source,
+            finite_number("scale", scale),
+            **options,
+        )
+        merged = dict(params)
+        for name, weights in changed.items():
+            old = params[name]
+            new = {key: jnp.asarray(array, old[key].dtype) for key, array in weights.items()}
+            merged[name] = {**old, **new}
+        return merged
+
+    def load_textual_inversion(
+        self, params: Mapping[str, Any], source: Any, token: Any = None, **options: Any
+    ) -> dict[str, Any]:
+        """Parameters with further tokens, which the tokenizer then knows; reading takes torch.
+
+        Args:
+            params: as `from_pretrained` returns them, not replicated; they stay as they are.
+            source, token, options: as `StableDiffusionPipeline.load_textual_inversion` has them.
+
+        Raises:
+            InputError: (a ``ValueError``) a token is taken, or of another width.
+            CheckpointError: (an ``OSError``) a file is missing, damaged or unsafe.
+        """
+        from sfumato.text.inversion_arrays import with_inversions
+
+        name = "text_model.embeddings.token_embedding.weight"
+        old = params["text_encoder"][name]
+        rows, self.text_encoder.config = with_inversions(
+            self.tokenizer,
+            np.asarray(old, np.float32),
+            self.text_encoder.config,
+            source,
+            token,
+            **options,
+        )
+        table = jnp.asarray(rows, old.dtype)
+        return {**params, "text_encoder": {**params["text_encoder"], name: table}}
 
     def save_pretrained(
         self,

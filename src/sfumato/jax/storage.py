@@ -23,7 +23,9 @@ from sfumato.jax.models import (
     FlaxModelMixin,
     FlaxUNet2DConditionModel,
 )
+from sfumato.jax.safety import FlaxStableDiffusionSafetyChecker
 from sfumato.jax.schedulers import FlaxScheduler, functional
+from sfumato.safety.image_processor import CLIPImageProcessor
 from sfumato.text.tokenizer import CLIPTokenizer
 
 #: Networks by the names of a pipeline's components.
@@ -56,6 +58,7 @@ def read_pipeline(
         SfumatoError: as `FlaxModelMixin.from_pretrained`.
     """
     wanted = [name for name in NETWORKS if name not in given]
+    judge = "safety_checker"
 
     def needed(model: HubModel) -> list[str]:
         files = [INDEX_NAME]
@@ -64,6 +67,12 @@ def read_pipeline(
                 model, folder=name, bases=base_names(NETWORKS[name]), variant=variant,
                 use_safetensors=True, fall_back=True,
             )  # fmt: skip
+        if judge not in given and model.has(f"{judge}/config.json"):
+            files += network_files(
+                model, folder=judge, bases=base_names(FlaxStableDiffusionSafetyChecker),
+                variant=variant, use_safetensors=True, fall_back=True,
+            )  # fmt: skip
+            files.append("feature_extractor/preprocessor_config.json")
         if "tokenizer" not in given:
             files += tokenizer_files(model, "tokenizer")
         if "scheduler" not in given:
@@ -75,6 +84,14 @@ def read_pipeline(
     for name in wanted:
         components[name], params[name] = NETWORKS[name].from_pretrained(
             index.root, dtype, subfolder=name, variant=variant
+        )
+    if judge not in given and index.components.get(judge, (None, None))[1] is not None:
+        components[judge], params[judge] = FlaxStableDiffusionSafetyChecker.from_pretrained(
+            index.root, subfolder=judge, variant=variant
+        )
+    if components.get(judge) is not None and "feature_extractor" not in given:
+        components["feature_extractor"] = CLIPImageProcessor.from_pretrained(
+            index.root, subfolder="feature_extractor"
         )
     if "tokenizer" not in components:
         components["tokenizer"] = CLIPTokenizer.from_pretrained(index.root, subfolder="tokenizer")
