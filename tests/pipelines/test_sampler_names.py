@@ -149,3 +149,9 @@ def test_no_two_samplers_share_a_name() -> None:
 def test_the_tables_need_no_torch() -> None:
     code = "import sys, sfumato.pipelines.sampler_names; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_setting_that_a_class_passes_over_names_no_schedule() -> None:
+    config = {"use_karras_sigmas": True}
+    assert names_of("EulerAncestralDiscreteScheduler", config) == ("Euler a", None)
+    assert names_of("EulerDiscreteScheduler", config) == ("Euler", "Karras")

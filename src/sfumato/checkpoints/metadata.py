@@ -53,9 +53,12 @@ class Recipe(Config):
         clip_skip: as A1111 counts: 1 is the text encoder's last layer, 2 the one before.
         eta: DDIM's share of fresh noise, 0 to 1.
         guidance_rescale: 0 to 1.
+        guidance: parts of the guidance with their numbers, as ``"pag 3 + interval 0.1 0.8"``.
         dtype: of the computation, such as ``"float32"``; not part of an infotext.
         backend: what computed it, such as ``"numpy"``; not part of an infotext. Pictures drawn
             before there was a choice have none, and were computed by torch.
+        eta_noise_seed_delta: added to the seed for noise that samplers add.
+        vae: file or folder of the autoencoder in place of the model's; not part of an infotext.
         rng: where the noise was drawn: ``"CPU"``, ``"NV"`` for an NVIDIA card, ``"ComfyUI"``.
         prompt_syntax: see `sfumato.text.prompt`.
         strength: how much of a given picture, or of a first pass, was drawn anew, 0 to 1.
@@ -87,8 +90,11 @@ class Recipe(Config):
     clip_skip: int | None = None
     eta: float | None = None
     guidance_rescale: float | None = None
+    guidance: str | None = None
     dtype: str | None = None
     backend: str | None = None
+    eta_noise_seed_delta: int | None = None
+    vae: str | None = None
     rng: str | None = None
     prompt_syntax: str | None = None
     strength: float | None = None
@@ -136,6 +142,7 @@ _INT_RANGES = {
     "steps": (1, 100_000),
     "seed": (0, MAX_SEED),
     "variation_seed": (0, MAX_SEED),
+    "eta_noise_seed_delta": (0, MAX_SEED),
     "width": (1, 1 << 20),
     "height": (1, 1 << 20),
     "clip_skip": (1, 1000),
@@ -160,6 +167,8 @@ _TEXT_FIELDS = (
     "model",
     "dtype",
     "backend",
+    "guidance",
+    "vae",
     "rng",
     "seed_resize_from",
     "prompt_syntax",
@@ -198,6 +207,8 @@ _ENTRIES: tuple[tuple[str, str, type], ...] = (
     ("Hires upscaler", "hires_upscaler", str),
     ("Eta", "eta", float),
     ("CFG rescale", "guidance_rescale", float),
+    ("Guidance parts", "guidance", str),
+    ("ENSD", "eta_noise_seed_delta", int),
     ("Prompt syntax", "prompt_syntax", str),
     ("Class label", "class_label", int),
     ("Version", "version", str),
@@ -208,6 +219,7 @@ _ABSENT_MEANS = {
     "eta": 0.0,
     "guidance_rescale": 0.0,
     "variation_strength": 0.0,
+    "eta_noise_seed_delta": 0,
     "prompt_syntax": "a1111",
 }
 

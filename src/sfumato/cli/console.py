@@ -46,14 +46,28 @@ def one_line(text: str) -> str:
     return " ".join(printable(text).split())
 
 
+_quiet = False
+
+
+def be_quiet(quiet: bool) -> None:
+    """Whether `note` is to say nothing, and progress not to be shown."""
+    global _quiet
+    _quiet = quiet
+
+
 def note(text: str) -> None:
     """Say something to the person, on stderr."""
+    if not _quiet:
+        _say(text)
+
+
+def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
 def is_terminal(stream: Any) -> bool:
-    """Whether a person looks at this stream; a closed one is nobody's."""
-    return stream is not None and not stream.closed and stream.isatty()
+    """Whether a person looks at this stream; a closed one is nobody's, nor is one kept quiet."""
+    return not _quiet and stream is not None and not stream.closed and stream.isatty()
 
 
 def prepare() -> None:
@@ -104,10 +118,10 @@ def report(error: Exception) -> int:
     if isinstance(error, typer.TyperException):
         text = _usage_text(error)
         if text:
-            note(text)
+            _say(text)
         return getattr(error, "exit_code", 2)
     code = 2 if isinstance(error, InputError | UnknownKeywordError) else 1
-    note(f"sfumato: error: {one_line(_error_text(error))}")
+    _say(f"sfumato: error: {one_line(_error_text(error))}")
     return code
 
 

@@ -20,8 +20,10 @@ from sfumato.checkpoints.png import read_recipe
 from sfumato.cli.conditions import check_conditions, condition_of, defaults_of
 from sfumato.cli.models import Model, find_model
 from sfumato.cli.picture_options import check_pictures
+from sfumato.cli.previewing import Preview
 from sfumato.cli.prompting import add_loras, check_syntax, check_tags, lora_files
 from sfumato.cli.saving import Saving
+from sfumato.cli.steering import check_steering
 from sfumato.diffusion.rng import DISPLAY_NAMES, RNG_NAMES, find_rng
 from sfumato.errors import ConfigError, ImageError, InputError
 from sfumato.pipelines.quality import find_quality
@@ -57,6 +59,7 @@ class Request:
         saving: how to save memory.
         backend: what is to compute, as `sfumato.cli.backends` has it; None leaves the choice to
             that. A picture to replay has its own in the recipe.
+        preview: where to show drawings on their way.
         expected_hash: of the model that drew the picture to replay.
     """
 
@@ -69,6 +72,7 @@ class Request:
     threads: int | None
     saving: Saving
     backend: str | None
+    preview: Preview | None
     expected_hash: str | None
 
 
@@ -85,6 +89,7 @@ def build_request(
     threads: int | None,
     saving: Saving | None = None,
     backend: str | None = None,
+    preview: Preview | None = None,
     quality: str | None = None,
 ) -> Request:
     """Put the layers together and check what can be checked without the model.
@@ -97,6 +102,7 @@ def build_request(
         model: see `find_model`.
         replay: a picture whose recipe comes before the model's defaults.
         backend: a name in `sfumato.cli.backends`; None leaves the choice to that.
+        preview: where to show drawings on their way.
         quality: a name in `sfumato.pipelines.quality`, for the fields that ``given`` lacks.
 
     Raises:
@@ -137,6 +143,9 @@ def build_request(
     check_tags(prompts, files, syntax)
     check_pictures(layers)
     check_conditions(layers)
+    check_steering(layers.get("guidance"))
+    if layers.get("vae") is not None and not Path(layers["vae"]).exists():
+        raise FileNotFoundError(2, "No such autoencoder", shown(Path(layers["vae"])))
     recipe = Recipe(**{**layers, "prompt": prompts[0]})
     _check(recipe, count)
     return Request(
@@ -149,6 +158,7 @@ def build_request(
         threads=threads,
         saving=saving or Saving(),
         backend=backend,
+        preview=preview,
         expected_hash=drawn.model_hash if drawn is not None else None,
     )
 

@@ -434,6 +434,8 @@ def names_of(class_name: str, config: Mapping[str, Any]) -> tuple[str, str | Non
         return class_name, None
     for schedule in SCHEDULES:
         switches = [key for key in schedule.options if key in _SIGMA_SWITCHES]
+        if schedule.name not in sampler.own_schedules:  # the class passes over such settings
+            continue
         if switches and all(config.get(key) for key in switches):
             return sampler.name, schedule.name
     return sampler.name, None
