@@ -275,6 +275,67 @@ def unconditional(
     typer.echo(folder)
 
 
+@app.command("classes")
+def classes(
+    data: Annotated[Path, typer.Argument(help="Folder with a folder of pictures for each class.")],
+    output: Output,
+    autoencoder: Annotated[
+        Path | None, typer.Option(help="Trained autoencoder's folder, KL or VQ.")
+    ] = None,
+    architecture: Annotated[
+        Path | None, typer.Option(help="Folder with unet.json and scheduler.json.")
+    ] = None,
+    init: Annotated[
+        Path | None, typer.Option(help="Model folder to start from instead of noise.")
+    ] = None,
+    image_size: ImageSize = 128,
+    prediction_type: Annotated[
+        str, typer.Option(help="epsilon, v_prediction or sample.")
+    ] = "v_prediction",
+    snr_gamma: Annotated[
+        float, typer.Option(help="Cap of the min-SNR weighting; 0 for no weighting.")
+    ] = 5.0,
+    timestep_shift: Annotated[
+        float, typer.Option(help="Above 1, high noise levels are trained on more often.")
+    ] = 1.0,
+    class_dropout: Annotated[
+        float, typer.Option(help="Share of pictures shown as of no class, for guidance.")
+    ] = 0.1,
+    steps: Steps = 20_000,
+    batch_size: BatchSize = 64,
+    learning_rate: LearningRate = 1e-3,
+    warmup_steps: WarmupSteps = 300,
+    decay_share: DecayShare = 0.2,
+    ema_decay: EmaDecay = 0.999,
+    seed: Seed = 0,
+    dtype: DType = "bfloat16",
+    sample_every: SampleEvery = 500,
+    checkpoint_every: CheckpointEvery = 500,
+    threads: Threads = None,
+) -> None:
+    """Train a second stage that draws pictures of classes, known by number or name."""
+    from sfumato.training.classes import ClassTraining, train_classes
+
+    config = ClassTraining(
+        **_common(locals()),
+        prediction_type=prediction_type,
+        snr_gamma=snr_gamma or None,
+        timestep_shift=timestep_shift,
+        class_dropout=class_dropout,
+    )
+    folder = train_classes(
+        data,
+        output,
+        config,
+        autoencoder=autoencoder,
+        architecture=architecture,
+        init=init,
+        image_size=image_size,
+        sample_every=sample_every,
+    )
+    typer.echo(folder)
+
+
 def _common(given: dict[str, Any]) -> dict[str, Any]:
     """The settings that both recipes share, from a command's arguments."""
     import torch

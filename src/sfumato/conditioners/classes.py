@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sfumato.conditioners.condition import Condition
 from sfumato.config import Config
-from sfumato.errors import ConfigError, InputError
+from sfumato.errors import ConfigError, InputError, did_you_mean, printable
 from sfumato.models.base import ModelMixin
 from sfumato.models.checks import MAX_CHANNELS, check_ints, check_size, label
 
@@ -26,12 +26,15 @@ class ClassEmbedderConfig(Config):
         key: under which name the training data had the class.
         unconditional_class: the one that stands for no class, against which guidance goes; -1 is
             the last. None: the model was trained without, and cannot be guided.
+        class_names: of the classes by number, as far as they have any; pictures can be asked for
+            by these.
     """
 
     embed_dim: int = 512
     n_classes: int = 1001
     key: str = "class_label"
     unconditional_class: int | None = -1
+    class_names: tuple[str, ...] = ()
 
     def validate(self) -> None:
         check_ints(self, ("embed_dim",), 1, MAX_CHANNELS)
@@ -41,6 +44,14 @@ class ClassEmbedderConfig(Config):
             raise ConfigError(f"`{label(self, 'key')}` has to be text.")
         if self.unconditional_class is not None:
             check_ints(self, ("unconditional_class",), -1, self.n_classes - 1)
+        names = self.class_names
+        if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+            raise ConfigError(f"`{label(self, 'class_names')}` has to be a list of names.")
+        if len(names) > self.n_classes or len(set(names)) < len(names):
+            raise ConfigError(
+                f"`{label(self, 'class_names')}` has {len(names)} names for {self.n_classes} "
+                "classes; each can have one of its own."
+            )
 
 
 class ClassEmbedder(ModelMixin[ClassEmbedderConfig]):
@@ -77,12 +88,12 @@ class ClassEmbedder(ModelMixin[ClassEmbedderConfig]):
     # As a conditioner
 
     def count(self, condition: Any) -> int:
-        """How many classes are listed: a number, or several in a list or tensor."""
-        return len(_labels(condition))
+        """How many classes are listed: a number or name, or several in a list or tensor."""
+        return len(self._numbers(condition))
 
     def encode(self, condition: Any, device: torch.device, dtype: torch.dtype) -> Condition:
         """A token for each class."""
-        labels = torch.tensor(_labels(condition), device=device)
+        labels = torch.tensor(self._numbers(condition), device=device)
         return Condition(tokens=self(labels).to(dtype))
 
     def encode_negative(
@@ -99,17 +110,33 @@ class ClassEmbedder(ModelMixin[ClassEmbedderConfig]):
                 "from.",
                 hint="Leave `guidance_scale` at 1, or pass another class as the negative one.",
             )
-        labels = _labels(self.unconditional_class if negative is None else negative)
+        labels = self._numbers(self.unconditional_class if negative is None else negative)
         labels = labels * count if len(labels) == 1 else labels
         if len(labels) != count:
             raise InputError(f"There are {len(labels)} negative classes for {count} classes.")
         return self.encode(labels, device, dtype)
 
+    def _numbers(self, condition: Any) -> list[int]:
+        """Class numbers from numbers and names."""
+        names = self.config.class_names
+        listed = _listed(condition)
+        for name in listed:
+            if isinstance(name, str) and names and name not in names:
+                shown = printable(name)
+                raise InputError(
+                    f"The model's {len(names)} classes have no {shown!r}."
+                    f"{did_you_mean(name[:80], names)}"
+                )
+        return _checked([names.index(one) if one in names else one for one in listed])
 
-def _labels(condition: Any) -> list[int]:
-    """Class numbers from one number, a list, an array or a tensor."""
+
+def _listed(condition: Any) -> list[Any]:
+    """One or several, from a list, an array or a tensor."""
     plain = condition.tolist() if hasattr(condition, "tolist") else condition
-    listed = list(plain) if isinstance(plain, list | tuple | range) else [plain]
+    return list(plain) if isinstance(plain, list | tuple | range) else [plain]
+
+
+def _checked(listed: list[Any]) -> list[int]:
     for number in listed:
         if not isinstance(number, int) or isinstance(number, bool) or abs(number) >= 2**31:
             raise InputError(f"A class has to be given as a whole number, not {number!r:.80}.")

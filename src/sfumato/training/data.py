@@ -90,6 +90,26 @@ def read_pictures(root: Path, *, max_bad_share: float = 0.01) -> list[Example]:
     return examples
 
 
+def read_classes(root: Path, *, max_bad_share: float = 0.01) -> list[Example]:
+    """The pictures of a folder with the name of a class as the caption of each.
+
+    That is the first caption in ``metadata.jsonl``; without one, the folder that a picture is in.
+
+    Raises:
+        DatasetError: as in `read_folder`.
+    """
+    if (root / "metadata.jsonl").is_file():
+        return read_folder(root, max_bad_share=max_bad_share)
+    if not root.is_dir():
+        raise DatasetError(f"'{root}' is no folder.")
+    files = [path for path in sorted(root.glob("*/*")) if path.suffix.lower() in SUFFIXES]
+    checked = [(Example(path, (path.parent.name,)), _damage(path)) for path in files]
+    examples = [example for example, problem in checked if problem is None]
+    problems = [f"{example.path.name}: {problem}" for example, problem in checked if problem]
+    _report(root, len(examples), problems, max_bad_share)
+    return examples
+
+
 def _report(root: Path, usable: int, problems: Sequence[str], max_bad_share: float) -> None:
     """Warn of pictures that are skipped, or raise `DatasetError` when they are too many."""
     total = usable + len(problems)

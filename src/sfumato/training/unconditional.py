@@ -116,14 +116,23 @@ def new_pipeline(
     config: DenoisingTraining,
 ) -> LDMPipeline:
     """A pipeline around a first stage whose UNet holds random weights."""
+    said = read_architecture(architecture, "unconditional")
+    unet = UNet2DModel.from_config({**said, **sizes_of(latents)})
+    return LDMPipeline(first_stage, unet, new_scheduler(architecture, config))
+
+
+def sizes_of(latents: Tensor) -> dict[str, Any]:
+    """The fields of a UNet's configuration that follow from the latents."""
     channels, size = latents.shape[1], list(latents.shape[-2:])
-    shape: dict[str, Any] = {"in_channels": channels, "out_channels": channels}
-    shape["sample_size"] = size[0] if size[0] == size[1] else size
-    unet = UNet2DModel.from_config({**read_architecture(architecture, "unconditional"), **shape})
+    side = size[0] if size[0] == size[1] else size
+    return {"in_channels": channels, "out_channels": channels, "sample_size": side}
+
+
+def new_scheduler(architecture: Path | None, config: DenoisingTraining) -> DDIMScheduler:
+    """The paper's sampler in the noise schedule of ``scheduler.json``."""
     said = read_architecture(architecture, "scheduler")
     noise = {key: said[key] for key in NOISE_KEYS if key in said}
-    scheduler = DDIMScheduler(**noise, **_DDIM, prediction_type=config.prediction_type)
-    return LDMPipeline(first_stage, unet, scheduler)
+    return DDIMScheduler(**noise, **_DDIM, prediction_type=config.prediction_type)
 
 
 def draw_sheet(pipeline: LDMPipeline) -> Image.Image:
