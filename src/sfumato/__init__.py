@@ -12,6 +12,7 @@ loads no torch. `__all__` lists them.
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -45,6 +46,21 @@ if TYPE_CHECKING:
         TokenizerError,
         UnknownKeywordError,
         WeightsMismatchError,
+    )
+    from sfumato.jax.models import FlaxAutoencoderKL, FlaxCLIPTextModel, FlaxUNet2DConditionModel
+    from sfumato.jax.pipeline import FlaxStableDiffusionPipeline, FlaxStableDiffusionPipelineOutput
+    from sfumato.jax.safety import FlaxStableDiffusionSafetyChecker
+    from sfumato.jax.schedulers import (
+        FlaxDDIMScheduler,
+        FlaxDDPMScheduler,
+        FlaxDPMSolverMultistepScheduler,
+        FlaxEulerDiscreteScheduler,
+        FlaxLMSDiscreteScheduler,
+        FlaxPNDMScheduler,
+    )
+    from sfumato.jax.with_pictures import (
+        FlaxStableDiffusionImg2ImgPipeline,
+        FlaxStableDiffusionInpaintPipeline,
     )
     from sfumato.models.autoencoder import AutoencoderKL
     from sfumato.models.autoencoder_tiny import AutoencoderTiny
@@ -131,6 +147,20 @@ __version__ = "0.1.0"
 
 #: Where each public name is at home.
 _MODULE_OF = {
+    "FlaxPNDMScheduler": "sfumato.jax.schedulers",
+    "FlaxLMSDiscreteScheduler": "sfumato.jax.schedulers",
+    "FlaxEulerDiscreteScheduler": "sfumato.jax.schedulers",
+    "FlaxDPMSolverMultistepScheduler": "sfumato.jax.schedulers",
+    "FlaxDDPMScheduler": "sfumato.jax.schedulers",
+    "FlaxDDIMScheduler": "sfumato.jax.schedulers",
+    "FlaxStableDiffusionSafetyChecker": "sfumato.jax.safety",
+    "FlaxUNet2DConditionModel": "sfumato.jax.models",
+    "FlaxCLIPTextModel": "sfumato.jax.models",
+    "FlaxAutoencoderKL": "sfumato.jax.models",
+    "FlaxStableDiffusionInpaintPipeline": "sfumato.jax.with_pictures",
+    "FlaxStableDiffusionImg2ImgPipeline": "sfumato.jax.with_pictures",
+    "FlaxStableDiffusionPipelineOutput": "sfumato.jax.pipeline",
+    "FlaxStableDiffusionPipeline": "sfumato.jax.pipeline",
     "DDIMPipeline": "sfumato.pipelines.pixels",
     "DDPMPipeline": "sfumato.pipelines.pixels",
     "LDMInpaintPipeline": "sfumato.pipelines.ldm_inpaint",
@@ -285,6 +315,20 @@ __all__ = [
     "EDMEulerScheduler",
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
+    "FlaxAutoencoderKL",
+    "FlaxCLIPTextModel",
+    "FlaxDDIMScheduler",
+    "FlaxDDPMScheduler",
+    "FlaxDPMSolverMultistepScheduler",
+    "FlaxEulerDiscreteScheduler",
+    "FlaxLMSDiscreteScheduler",
+    "FlaxPNDMScheduler",
+    "FlaxStableDiffusionImg2ImgPipeline",
+    "FlaxStableDiffusionInpaintPipeline",
+    "FlaxStableDiffusionPipeline",
+    "FlaxStableDiffusionPipelineOutput",
+    "FlaxStableDiffusionSafetyChecker",
+    "FlaxUNet2DConditionModel",
     "HeunDiscreteScheduler",
     "HubError",
     "IPAdapterMaskProcessor",
@@ -354,6 +398,9 @@ __all__ = [
     "denoise",
     "draw_large",
 ]
+
+if find_spec("jax") is None:  # `from sfumato import *` does not ask for it
+    __all__ = [name for name in __all__ if not name.startswith("Flax")]  # pyright: ignore
 
 
 def __getattr__(name: str) -> Any:
