@@ -42,10 +42,9 @@ INLINE __m512 reciprocal(__m512 x) {
 
 /* x / (1 + e^(-slope x)): SiLU for a slope of 1. */
 INLINE __m512 swish(__m512 x, float slope) {
-    /* The bound is the second operand, so that a NaN in x stays: the result is x times a number. */
-    __m512 power = _mm512_min_ps(_mm512_mul_ps(x, _mm512_set1_ps(-slope * LOG2E)),
-                                 _mm512_set1_ps(125.0f));
-    power = _mm512_max_ps(power, _mm512_set1_ps(-125.0f));
+    /* Bounds, since infinity would lead to NaN; NaN in x comes back with the product. */
+    __m512 power = _mm512_mul_ps(x, _mm512_set1_ps(-slope * LOG2E));
+    power = _mm512_max_ps(_mm512_min_ps(power, _mm512_set1_ps(125.0f)), _mm512_set1_ps(-125.0f));
     __m512 below = _mm512_add_ps(power_of_two(power), _mm512_set1_ps(1.0f));
     return _mm512_mul_ps(x, reciprocal(below));
 }

@@ -10,6 +10,11 @@
 
 #include "pointwise.h"
 
+/* Registers of channels whose sums are held at a time, and rows that are gone through for them. */
+enum { WIDE = 4, SOME_ROWS = 8 };
+/* Channels whose sums are joined at a time. */
+enum { JOINED = 64 };
+
 /* Pictures of `pixels` rows of `channels`; `tasks` shares of `rows.rows_each` pixels to each. */
 struct group_norm {
     struct rows rows;
@@ -18,27 +23,42 @@ struct group_norm {
     float *factors; /* per picture: factors, then summands, of each channel */
 };
 
-/* Add up rows `first` to `end - 1` of one picture, four at a time to spare the sums. */
+/* Add `rows` rows of `vectors` times 16 channels to their sums. */
+INLINE void add_rows(int vectors, __mmask16 mask, const element *from, const element *origins,
+                     long rows, long channels, float *sums) {
+    __m512 s[WIDE], q[WIDE], origin[WIDE];
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; v++) {
+        origin[v] = load_row(origins + 16 * v, mask);
+        s[v] = _mm512_maskz_loadu_ps(mask, sums + 16 * v);
+        q[v] = _mm512_maskz_loadu_ps(mask, sums + channels + 16 * v);
+    }
+    for (long row = 0; row < rows; row++, from += channels) {
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) {
+            __m512 x = _mm512_sub_ps(load_row(from + 16 * v, mask), origin[v]);
+            s[v] = _mm512_add_ps(s[v], x);
+            q[v] = _mm512_fmadd_ps(x, x, q[v]);
+        }
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; v++) {
+        _mm512_mask_storeu_ps(sums + 16 * v, mask, s[v]);
+        _mm512_mask_storeu_ps(sums + channels + 16 * v, mask, q[v]);
+    }
+}
+
+/* Add up rows `first` to `end - 1` of one picture, some at a time, which stay in the cache. */
 TARGET static void add_up(const element *picture, long first, long end, long channels,
                           float *sums) {
-    float *squares = sums + channels;
     memset(sums, 0, (size_t)(2 * channels) * sizeof *sums);
-    for (long row = first; row < end; row += 4) {
+    for (long row = first; row < end; row += SOME_ROWS) {
         const element *from = picture + row * channels;
-        int rows = (int)smaller(end - row, 4);
-        for (long c = 0; c < channels; c += 16) {
-            __mmask16 mask = lanes_from(c, channels);
-            __m512 origin = load_row(picture + c, mask);
-            __m512 s = _mm512_maskz_loadu_ps(mask, sums + c);
-            __m512 q = _mm512_maskz_loadu_ps(mask, squares + c);
-            for (int i = 0; i < rows; i++) {
-                __m512 x = _mm512_sub_ps(load_row(from + i * channels + c, mask), origin);
-                s = _mm512_add_ps(s, x);
-                q = _mm512_fmadd_ps(x, x, q);
-            }
-            _mm512_mask_storeu_ps(sums + c, mask, s);
-            _mm512_mask_storeu_ps(squares + c, mask, q);
-        }
+        long rows = smaller(end - row, SOME_ROWS), c = 0;
+        for (; c + 16 * WIDE <= channels; c += 16 * WIDE)
+            add_rows(WIDE, 0xffff, from + c, picture + c, rows, channels, sums + c);
+        for (; c < channels; c += 16)
+            add_rows(1, lanes_from(c, channels), from + c, picture + c, rows, channels, sums + c);
     }
 }
 
@@ -51,6 +71,17 @@ TARGET static void add_up_task(void *context, long task, int worker) {
            g->sums + task * 2 * g->rows.channels);
 }
 
+/* Sums of `count` channels over all tasks of a picture, in float64; squares follow after JOINED. */
+TARGET static void join_tasks(const struct group_norm *g, const float *sums, long count,
+                              double *joined) {
+    memset(joined, 0, 2 * JOINED * sizeof *joined);
+    for (long task = 0; task < g->tasks; task++, sums += 2 * g->rows.channels)
+        for (long c = 0; c < count; c++) {
+            joined[c] += sums[c];
+            joined[JOINED + c] += sums[g->rows.channels + c];
+        }
+}
+
 /* From sums to what each channel is multiplied with and what is added, for one group. */
 static void join(const struct group_norm *g, long picture, long group) {
     long channels = g->rows.channels, width = channels / g->groups, first = group * width;
@@ -58,14 +89,15 @@ static void join(const struct group_norm *g, long picture, long group) {
     const float *sums = g->sums + picture * g->tasks * 2 * channels;
     float *factors = g->factors + picture * 2 * channels;
     double total = 0.0, squares = 0.0, n = (double)g->pixels, base = widen(origin[first]);
-    for (long c = first; c < first + width; c++) {
-        double s = 0.0, q = 0.0, shift = widen(origin[c]) - base;
-        for (long task = 0; task < g->tasks; task++) {
-            s += sums[task * 2 * channels + c];
-            q += sums[task * 2 * channels + channels + c];
+    for (long c = first; c < first + width; c += JOINED) {
+        double joined[2 * JOINED];
+        long count = smaller(first + width - c, JOINED);
+        join_tasks(g, sums + c, count, joined);
+        for (long i = 0; i < count; i++) {
+            double shift = widen(origin[c + i]) - base;
+            total += joined[i] + n * shift;
+            squares += joined[JOINED + i] + 2.0 * shift * joined[i] + n * shift * shift;
         }
-        total += s + n * shift;
-        squares += q + 2.0 * shift * s + n * shift * shift;
     }
     n *= (double)width;
     double mean = total / n, variance = squares / n - mean * mean;
@@ -84,19 +116,27 @@ static void join_task(void *context, long task, int worker) {
     join(g, task / g->groups, task % g->groups);
 }
 
+INLINE void apply_16(const element *from, element *to, const float *factors, long channels,
+                     __mmask16 mask, int kind) {
+    __m512 x = _mm512_fmadd_ps(load_row(from, mask), _mm512_maskz_loadu_ps(mask, factors),
+                               _mm512_maskz_loadu_ps(mask, factors + channels));
+    store_row(to, activation(x, kind), mask);
+}
+
 INLINE void apply(const struct group_norm *g, long task, int kind) {
-    long channels = g->rows.channels, picture = task / g->tasks;
-    long first = task % g->tasks * g->rows.rows_each;
-    long end = smaller(first + g->rows.rows_each, g->pixels);
+    const long channels = g->rows.channels, picture = task / g->tasks;
+    const long first = task % g->tasks * g->rows.rows_each;
+    const long end = smaller(first + g->rows.rows_each, g->pixels);
     const float *factors = g->factors + picture * 2 * channels;
-    for (long row = picture * g->pixels + first; row < picture * g->pixels + end; row++)
-        for (long c = 0; c < channels; c += 16) {
-            __mmask16 mask = lanes_from(c, channels);
-            __m512 x = load_row(g->rows.from + row * channels + c, mask);
-            x = _mm512_fmadd_ps(x, _mm512_maskz_loadu_ps(mask, factors + c),
-                                _mm512_maskz_loadu_ps(mask, factors + channels + c));
-            store_row(g->rows.to + row * channels + c, activation(x, kind), mask);
-        }
+    const element *from = g->rows.from + (picture * g->pixels + first) * channels;
+    element *to = g->rows.to + (picture * g->pixels + first) * channels;
+    for (long row = first; row < end; row++, from += channels, to += channels) {
+        long c = 0;
+        for (; c + 16 <= channels; c += 16)
+            apply_16(from + c, to + c, factors + c, channels, 0xffff, kind);
+        if (c < channels)
+            apply_16(from + c, to + c, factors + c, channels, lanes_from(c, channels), kind);
+    }
 }
 
 TARGET static void apply_task(void *context, long task, int worker) {
@@ -130,7 +170,7 @@ SFUMATO_EXPORT int EXPORTED(sfumato_group_norm)(const element *from, element *to
     run_tasks(threads, g.batch * g.tasks, add_up_task, &g);
     run_tasks(threads, g.batch * g.groups, join_task, &g);
     run_tasks(threads, g.batch * g.tasks, apply_task, &g);
-    return_scratch(g.sums, bytes);
+    return_scratch(g.sums);
     return 0;
 }
 

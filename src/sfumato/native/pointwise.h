@@ -42,13 +42,23 @@ static long cut_rows(struct rows *r) {
     return (r->rows + r->rows_each - 1) / r->rows_each;
 }
 
+INLINE void activate_16(const struct rows *r, long at, __mmask16 mask, int kind) {
+    store_row(r->to + at, activation(load_row(r->from + at, mask), kind), mask);
+}
+
+INLINE void activate_some(const struct rows *r, long start, long end, int kind) {
+    for (; start + 16 <= end; start += 16) activate_16(r, start, 0xffff, kind);
+    if (start < end) activate_16(r, start, lanes_from(start, end), kind);
+}
+
 TARGET static void activate_task(void *context, long task, int worker) {
     (void)worker;
     const struct rows *r = context;
     long start = task * TASK_ELEMENTS, end = smaller(start + TASK_ELEMENTS, r->rows);
-    for (long i = start; i < end; i += 16) {
-        __mmask16 mask = lanes_from(i, end);
-        store_row(r->to + i, activation(load_row(r->from + i, mask), r->kind), mask);
+    switch (r->kind) {
+    case SILU: activate_some(r, start, end, SILU); break;
+    case GELU: activate_some(r, start, end, GELU); break;
+    case QUICK_GELU: activate_some(r, start, end, QUICK_GELU); break;
     }
 }
 
@@ -59,17 +69,20 @@ SFUMATO_EXPORT void EXPORTED(sfumato_activate)(const element *from, element *to,
     run_tasks(threads, (count + TASK_ELEMENTS - 1) / TASK_ELEMENTS, activate_task, &r);
 }
 
+INLINE void gate_16(const element *from, const element *gate, element *to, __mmask16 mask) {
+    store_row(to, _mm512_mul_ps(load_row(from, mask), gelu(load_row(gate, mask))), mask);
+}
+
 TARGET static void gate_task(void *context, long task, int worker) {
     (void)worker;
     const struct rows *r = context;
-    long end = smaller((task + 1) * r->rows_each, r->rows);
+    const long channels = r->channels, end = smaller((task + 1) * r->rows_each, r->rows);
     for (long row = task * r->rows_each; row < end; row++) {
-        const element *from = r->from + 2 * row * r->channels, *gate = from + r->channels;
-        for (long c = 0; c < r->channels; c += 16) {
-            __mmask16 mask = lanes_from(c, r->channels);
-            __m512 y = _mm512_mul_ps(load_row(from + c, mask), gelu(load_row(gate + c, mask)));
-            store_row(r->to + row * r->channels + c, y, mask);
-        }
+        const element *from = r->from + 2 * row * channels, *gate = from + channels;
+        element *to = r->to + row * channels;
+        long c = 0;
+        for (; c + 16 <= channels; c += 16) gate_16(from + c, gate + c, to + c, 0xffff);
+        if (c < channels) gate_16(from + c, gate + c, to + c, lanes_from(c, channels));
     }
 }
 
