@@ -13,7 +13,8 @@ group after another, the first contender in each. A peer that is not installed i
 Peers that need a conversion keep the result below ``--cache``: some 10 GB for all, and minutes.
 
 The table's columns: median and quartiles of the calls; operations per second, and how much that is
-of the ceiling, the best rate of matrix products that any library here reached in the same rounds;
+of the ceiling, the best rate of matrix products that any library here reached in the same rounds
+(who convolves by Winograd's method takes fewer operations than are counted, and may be above it);
 the peak of the process's memory (pages of mapped files that were touched count); seconds from the
 start of the process to the end of the first step; the distance of the result from the first
 contender's, root mean square, relative; and how many times longer each took than ours.

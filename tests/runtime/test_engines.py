@@ -17,6 +17,7 @@ from sfumato.adapters.families import LowRank
 from sfumato.adapters.network import Adapter, activate, add, fuse, remove
 from sfumato.errors import InputError, MissingDependencyError
 from sfumato.pipelines.stages import adapter_scale
+from sfumato.quantization.network import quantize
 from sfumato.runtime import engines
 from tests.pipelines.tiny import tiny_pipeline
 
@@ -189,6 +190,31 @@ def test_torch_computes_what_the_graph_cannot(
         "OpenVINO leaves UNet2DConditionModel to torch: gradients are asked for.",
     ]
     assert not torch.equal(*both(pipe)), "the graph computes again"
+
+
+@openvino
+def test_chosen_networks_alone_have_the_engine(pipe: StableDiffusionPipeline) -> None:
+    pipe.use_engine("openvino", networks=["unet"])
+    assert pipe.unet.engine is not None and pipe.vae.engine is None
+    with pytest.raises(InputError, match="computes unet and vae, and no 'text_encoder'"):
+        pipe.use_engine("openvino", networks=["text_encoder"])
+
+
+@openvino
+def test_quantised_networks_are_left_to_torch(pipe: StableDiffusionPipeline) -> None:
+    quantize(pipe.unet, "int8-weights")
+    pipe.use_engine("openvino")
+    assert torch.equal(*both(pipe))
+
+
+@openvino
+def test_networks_as_they_are_stored_draw_the_same(model: Path, tmp_path: Path) -> None:
+    StableDiffusionPipeline.from_pretrained(model).to(torch.float16).save_pretrained(tmp_path)
+    types = {"default": torch.bfloat16, "unet": "auto", "vae": "auto"}
+    pipe = StableDiffusionPipeline.from_pretrained(tmp_path, torch_dtype=types, engine="openvino")
+    assert pipe.unet.dtype == pipe.vae.dtype == torch.float16
+    plain = draw(StableDiffusionPipeline.from_pretrained(model))
+    assert (draw(pipe).float() - plain).abs().mean() < 0.03
 
 
 @openvino

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from typing import Any, ClassVar, Self
@@ -221,21 +221,24 @@ class StableDiffusionBase(
 
     # Parts of a call
 
-    def use_engine(self, engine: str, **options: Any) -> None:
+    def use_engine(
+        self, engine: str, *, networks: Sequence[str] | None = None, **options: Any
+    ) -> None:
         """Let an engine compute the UNet and the autoencoder, or torch again.
 
         Args:
             engine: "openvino" (extra ``openvino``), or "torch". What an engine cannot compute is
                 left to torch, with a warning; see `sfumato.runtime.engines`.
+            networks: those that the engine shall compute, of "unet" and "vae"; None for both.
             options: for OpenVINO ``dtype`` ("float32" or "bfloat16"; that of the networks, with
                 bfloat16 for float16), ``threads``, and ``shapes`` (how many sizes of pictures to
                 keep compiled, each with weights of its own; 2).
 
         Raises:
-            InputError: there is no such engine or option.
+            InputError: there is no such engine, network or option.
             MissingDependencyError: the engine's package is not installed.
         """
-        engines.use_engine(self.components, engine, options)
+        engines.use_engine(self.components, engine, options, networks)
 
     @contextmanager
     def _running(self, state: CallState) -> Iterator[None]:

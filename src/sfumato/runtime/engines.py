@@ -12,7 +12,7 @@ able to do everything, and nothing else has to know which engines there are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -93,19 +93,42 @@ def find(name: str, options: Mapping[str, Any]) -> EngineKind | None:
     return kind
 
 
-def use_engine(components: Mapping[str, Any], name: str, options: Mapping[str, Any]) -> None:
+def use_engine(
+    components: Mapping[str, Any],
+    name: str,
+    options: Mapping[str, Any],
+    networks: Iterable[str] | None = None,
+) -> None:
     """Let an engine compute the networks among a pipeline's components; "torch" ends that.
 
+    Args:
+        components: of the pipeline, by name.
+        name: of the engine.
+        options: of the engine.
+        networks: names of those that it shall compute; None for all that it can. Torch computes
+            the others.
+
     Raises:
-        InputError: there is no such engine or option, or an option has a wrong value.
+        InputError: there is no such engine, option or network, or an option has a wrong value.
         MissingDependencyError: its package is not installed.
     """
     kind = find(name, options)
     engines = {}
     if kind is not None:
         make = import_module(kind.module).engine_for
-        present = [key for key in kind.networks if hasattr(components.get(key), "engine")]
+        wanted = kind.networks if networks is None else _known(kind, networks)
+        present = [key for key in wanted if hasattr(components.get(key), "engine")]
         engines = {key: make(components[key], **options) for key in present}
     for key, component in components.items():
         if hasattr(component, "engine"):
             component.engine = engines.get(key)
+
+
+def _known(kind: EngineKind, networks: Iterable[str]) -> list[str]:
+    wanted = list(networks)
+    for name in wanted:
+        if name not in kind.networks:
+            raise InputError(
+                f"The engine computes {' and '.join(kind.networks)}, and no {str(name)[:80]!r}."
+            )
+    return wanted

@@ -19,6 +19,7 @@ from sfumato.models.processors import (
     replacement_for,
 )
 from sfumato.models.unet_blocks import UpBlock
+from sfumato.quantization.network import quantization_of
 
 #: Processors that differ in memory alone.
 USUAL = (AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor)
@@ -62,6 +63,4 @@ def _of_modules(network: nn.Module) -> str | None:
                 return "attention is computed by another processor"
         elif isinstance(module, UpBlock) and module.s1 is not None:
             return "FreeU is on"
-    if any(not parameter.is_floating_point() for parameter in network.parameters()):
-        return "weights are quantised"
-    return None
+    return None if quantization_of(network) is None else "its weights are quantised"
