@@ -197,7 +197,7 @@ SFUMATO_EXPORT int EXPORTED(sfumato_attention)(const element *q, const element *
     job.keys = job.values + heads * job.values_step;
     run_tasks(threads, heads * job.blocks, pack_task, &job);
     run_tasks(threads, heads * job.query_blocks, attend_task, &job);
-    return_scratch(job.scratch, bytes);
+    return_scratch(job.scratch);
     return 0;
 }
 

@@ -101,7 +101,7 @@ static int run_dense(struct dense *d, int threads) {
     d->sums = (float *)scratch;
     d->gathered = (element *)(scratch + sums);
     run_tasks(threads, d->row_tasks * d->panel_tasks, dense_task, d);
-    return_scratch(scratch, bytes);
+    return_scratch(scratch);
     return 0;
 }
 

@@ -164,7 +164,7 @@ static int run_layer(struct layer *l, int threads) {
     l->zeros = (uint8_t *)(scratch + starts[5]);
     if (l->taps) quantise_pictures(l, threads);
     run_tasks(threads, l->row_tasks * l->panel_tasks, layer_task, l);
-    return_scratch(scratch, (size_t)bytes);
+    return_scratch(scratch);
     return 0;
 }
 

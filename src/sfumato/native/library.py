@@ -42,6 +42,8 @@ _TYPED_ARGUMENTS: dict[str, tuple[type, ...]] = {
     # from, to, packed, bias, sizes, threads
     "sfumato_convolve": (c_void_p, c_void_p, c_void_p, c_void_p, _SIZES, c_int),
     "sfumato_winograd": (c_void_p, c_void_p, c_void_p, c_void_p, _SIZES, c_int),
+    # from, to, weights, bias, sizes, strides, threads
+    "sfumato_winograd_once": (*(c_void_p, c_void_p, c_void_p, c_void_p), _SIZES, _SIZES, c_int),
     # queries, keys, values, out, bias, kind of bias, causal, scale, sizes, threads
     "sfumato_attention": (
         *(c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
@@ -68,7 +70,7 @@ _RESULTS = {"sfumato_features": c_int, "sfumato_ceiling": c_float,
 _TYPED_RESULTS: dict[str, type] = dict.fromkeys(
     (
         *("sfumato_linear", "sfumato_convolve", "sfumato_winograd", "sfumato_attention"),
-        "sfumato_group_norm",
+        *("sfumato_group_norm", "sfumato_winograd_once"),
     ),
     c_int,
 )

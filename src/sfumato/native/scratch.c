@@ -12,32 +12,38 @@
 /* A larger block is not kept. */
 static const size_t MOST_KEPT = (size_t)64 << 20;
 
+/* What lies before the memory that is handed out. */
+struct block {
+    size_t bytes;
+    char filling[64 - sizeof(size_t)];
+};
+
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static void *kept;
-static size_t kept_bytes;
+static struct block *kept;
 
 void *take_scratch(size_t bytes) {
-    void *found = NULL;
-    bytes = (size_t)round_up((long)bytes, 4096);
+    struct block *found = NULL;
     pthread_mutex_lock(&lock);
-    if (kept_bytes >= bytes) {
+    if (kept && kept->bytes >= bytes) {
         found = kept;
         kept = NULL;
-        kept_bytes = 0;
     }
     pthread_mutex_unlock(&lock);
-    return found ? found : aligned_alloc(4096, bytes);
+    if (!found) {
+        found = aligned_alloc(4096, (size_t)round_up((long)(bytes + sizeof *found), 4096));
+        if (!found) return NULL;
+        found->bytes = bytes;
+    }
+    return found + 1;
 }
 
-void return_scratch(void *block, size_t bytes) {
-    bytes = (size_t)round_up((long)bytes, 4096);
+void return_scratch(void *memory) {
+    struct block *block = (struct block *)memory - 1, *other = block;
     pthread_mutex_lock(&lock);
-    if (bytes > kept_bytes && bytes <= MOST_KEPT) {
-        void *smaller_one = kept;
+    if (block->bytes <= MOST_KEPT && (!kept || kept->bytes < block->bytes)) {
+        other = kept;
         kept = block;
-        kept_bytes = bytes;
-        block = smaller_one;
     }
     pthread_mutex_unlock(&lock);
-    free(block);
+    free(other);
 }

@@ -5,8 +5,8 @@
 #include <stddef.h>
 
 /* At least `bytes`, from an address that is a multiple of 64, with any contents; NULL when there
- * is no memory. To be handed back with the same `bytes`. */
+ * is no memory. */
 void *take_scratch(size_t bytes);
-void return_scratch(void *block, size_t bytes);
+void return_scratch(void *memory);
 
 #endif

@@ -10,6 +10,10 @@
  * stay in the second-level cache (or, with very many channels, stream from the third) while one
  * panel after the other goes through all products and the output transform; the sums of one panel
  * never leave the cache. Weights stream by once per group.
+ *
+ * Weights may have been transformed before, or are in the call. Then a small map is one group, for
+ * which each panel is made when its turn comes, so that only one at a time exists and that in a
+ * cache; for more groups all panels are made first.
  */
 #ifndef SFUMATO_WINOGRAD_H
 #define SFUMATO_WINOGRAD_H
@@ -18,11 +22,16 @@
 #include "scratch.h"
 #include "threads.h"
 #include "winograd_steps.h"
+#include "winograd_weights.h"
+
+/* Tiles in the largest group. */
+enum { MOST_TILES = 192 };
 
 struct winograd {
     const element *from;
     element *to;
-    const element *packed;
+    const element *packed;                 /* all panels; or NULL, */
+    const struct winograd_weights *weights; /* from which they are made */
     const element *bias;
     long batch, height, width, channels, columns;
     int size;
@@ -31,6 +40,8 @@ struct winograd {
     long group, panel_tasks;  /* how the work is cut */
     element *inputs;          /* size * size x group x length for each worker */
     float *sums;              /* size * size x group x PANEL for each worker */
+    element *panel;           /* size * size x length x PANEL for each worker, if made here */
+    long *held;               /* 1 + the group whose inputs each worker has transformed */
     const element *zeros;     /* what lies beyond the border */
 };
 
@@ -95,19 +106,28 @@ transform_sums(const int size, const struct winograd *w, long tile, long column,
     }
 }
 
+static const element *panel_of(const struct winograd *w, long index, int worker) {
+    long numbers = w->size * w->size * w->length * PANEL;
+    if (w->packed) return w->packed + index * numbers;
+    transform_panel(w->weights, index, w->panel + worker * numbers);
+    return w->panel + worker * numbers;
+}
+
 TARGET static inline __attribute__((always_inline)) void
 winograd_group(const int size, const struct winograd *w, long task, int worker) {
     const int products = size * size;
     long panels = panel_count(w->columns), part = task % w->panel_tasks;
-    long first = task / w->panel_tasks * w->group, count = smaller(w->group, w->tiles - first);
+    long index = task / w->panel_tasks, first = index * w->group;
+    long count = smaller(w->group, w->tiles - first);
     long words = w->length / PER_WORD, gap = w->group * w->length;
     element *inputs = w->inputs + worker * products * gap;
     float *sums = w->sums + worker * products * w->group * PANEL;
-    for (long t = 0; t < count; t++)
+    for (long t = 0; t < count && w->held[worker] != index + 1; t++)
         transform_inputs(size, w, first + t, inputs + t * w->length, gap);
+    w->held[worker] = index + 1;
     for (long p = panels * part / w->panel_tasks; p < panels * (part + 1) / w->panel_tasks; p++) {
         int width = panel_width(w->columns, p);
-        const element *panel = w->packed + p * PANEL * w->length * products;
+        const element *panel = panel_of(w, p, worker);
         for (int i = 0; i < products; i++)
             multiply(inputs + i * gap, w->length, count, panel + i * width * w->length, words,
                      width, sums + i * w->group * PANEL);
@@ -127,9 +147,52 @@ TARGET static void winograd_task_6(void *context, long task, int worker) {
 /* Tiles per group: the transformed inputs take about half a megabyte, but a group has at least
  * 48 tiles (more would be better for the weights' sake) and at most what there is. */
 static long group_size(const struct winograd *w) {
+    long all = round_up(w->tiles, TILE_ROWS);
+    if (w->weights && w->tiles <= MOST_TILES) return all;
     long bytes = w->size * w->size * w->length * (long)sizeof(element);
     long group = larger(48, (512L << 10) / bytes / 12 * 12);
-    return smaller(smaller(group, 192), round_up(w->tiles, TILE_ROWS));
+    return smaller(smaller(group, MOST_TILES), all);
+}
+
+/* A block of scratch memory that is handed out piece by piece. */
+static inline void *piece(char **free, size_t bytes) {
+    char *start = *free;
+    *free += round_up((long)bytes, 64);
+    return start;
+}
+
+/* Cut the work, take memory, do it. Returns 0, or -1 when there is no memory. */
+static int run_winograd(struct winograd *w, const long *sizes, int threads) {
+    long outputs = w->size - 2, products = w->size * w->size;
+    w->down = (w->height + outputs - 1) / outputs;
+    w->across = (w->width + outputs - 1) / outputs;
+    w->tiles = w->batch * w->down * w->across;
+    w->length = round_up(w->channels, 32);
+    w->group = sizes[6] ? sizes[6] : group_size(w);
+    long groups = (w->tiles + w->group - 1) / w->group, panels = panel_count(w->columns);
+    w->panel_tasks = threads == 1 ? 1 : smaller(panels, (3L * threads + groups - 1) / groups);
+    size_t inputs = (size_t)(threads * products * w->group * w->length) * sizeof(element);
+    size_t sums = (size_t)(threads * products * w->group * PANEL) * sizeof(float);
+    size_t all_panels = (size_t)(products * w->length * round_up(w->columns, 16)) * sizeof(element);
+    size_t one_panel = (size_t)(threads * products * w->length * PANEL) * sizeof(element);
+    size_t made = !w->weights ? 0 : groups == 1 ? one_panel : all_panels;
+    size_t held = (size_t)threads * sizeof(long), zeros = (size_t)w->length * sizeof(element);
+    size_t bytes = inputs + sums + made + held + zeros + 5 * 64;
+    char *scratch = take_scratch(bytes), *free = scratch;
+    if (!scratch) return -1;
+    w->inputs = piece(&free, inputs);
+    w->sums = piece(&free, sums);
+    w->panel = piece(&free, made);
+    w->held = memset(piece(&free, held), 0, held);
+    w->zeros = memset(piece(&free, zeros), 0, zeros);
+    if (w->weights && groups > 1) {
+        struct winograd_weights all = *w->weights;
+        w->packed = all.packed = w->panel;
+        run_tasks(threads, panels, winograd_weights_task, &all);
+    }
+    run_tasks(threads, groups * w->panel_tasks, w->size == 4 ? winograd_task_4 : winograd_task_6, w);
+    return_scratch(scratch);
+    return 0;
 }
 
 /* A convolution of channels-last pictures (batch, height, width, channels) with weights from
@@ -141,25 +204,20 @@ SFUMATO_EXPORT int EXPORTED(sfumato_winograd)(const element *from, element *to,
     struct winograd w = {.from = from, .to = to, .packed = packed, .bias = bias,
                          .batch = sizes[0], .height = sizes[1], .width = sizes[2],
                          .channels = sizes[3], .columns = sizes[4], .size = (int)sizes[5]};
-    long outputs = w.size - 2, products = w.size * w.size;
-    w.down = (w.height + outputs - 1) / outputs;
-    w.across = (w.width + outputs - 1) / outputs;
-    w.tiles = w.batch * w.down * w.across;
-    w.length = round_up(w.channels, 32);
-    w.group = sizes[6] ? sizes[6] : group_size(&w);
-    long groups = (w.tiles + w.group - 1) / w.group, panels = panel_count(w.columns);
-    w.panel_tasks = threads == 1 ? 1 : smaller(panels, (3L * threads + groups - 1) / groups);
-    size_t inputs = (size_t)(threads * products * w.group * w.length) * sizeof(element);
-    size_t sums = (size_t)(threads * products * w.group * PANEL) * sizeof(float);
-    size_t zeros = (size_t)w.length * sizeof(element), bytes = inputs + sums + zeros;
-    char *scratch = take_scratch(bytes);
-    if (!scratch) return -1;
-    w.inputs = (element *)scratch;
-    w.sums = (float *)(scratch + inputs);
-    w.zeros = (const element *)memset(scratch + inputs + sums, 0, zeros);
-    run_tasks(threads, groups * w.panel_tasks, w.size == 4 ? winograd_task_4 : winograd_task_6, &w);
-    return_scratch(scratch, bytes);
-    return 0;
+    return run_winograd(&w, sizes, threads);
+}
+
+/* The same with weights (out_channels, channels, 3, 3) as they are, of any strides. */
+SFUMATO_EXPORT int EXPORTED(sfumato_winograd_once)(const element *from, element *to,
+                                                   const element *weights, const element *bias,
+                                                   const long *sizes, const long *strides,
+                                                   int threads) {
+    struct winograd_weights raw = {weights, NULL, sizes[4], sizes[3], round_up(sizes[3], 32),
+                                   strides, (int)sizes[5]};
+    struct winograd w = {.from = from, .to = to, .weights = &raw, .bias = bias,
+                         .batch = sizes[0], .height = sizes[1], .width = sizes[2],
+                         .channels = sizes[3], .columns = sizes[4], .size = (int)sizes[5]};
+    return run_winograd(&w, sizes, threads);
 }
 
 #endif

@@ -151,7 +151,7 @@ static int run(struct convolution *c, int threads) {
     c->ranges = (struct range *)(scratch + starts[3]);
     c->sums = (float *)(scratch + starts[4]);
     run_tasks(threads, groups * c->panel_tasks, group_task, c);
-    return_scratch(scratch, (size_t)bytes);
+    return_scratch(scratch);
     return 0;
 }
 

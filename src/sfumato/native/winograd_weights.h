@@ -54,11 +54,12 @@ TARGET static void turn_block(const struct winograd_weights *w, long column, lon
 }
 
 TARGET static inline __attribute__((always_inline)) void
-transform_weights(const int size, const struct winograd_weights *w, long panel, long group) {
+transform_weights(const int size, const struct winograd_weights *w, long panel, long group,
+                  element *to) {
     const int products = size * size;
     long column = panel * PANEL + 16 * group, count = smaller(16, w->columns - column);
     long width = panel_width(w->columns, panel);
-    element *to = w->packed + panel * PANEL * w->length * products + 16 * group * PER_WORD;
+    to += 16 * group * PER_WORD;
     struct turned block;
     for (long word = 0; word < w->length / PER_WORD; word++) {
         long within = word * PER_WORD % BLOCK_CHANNELS;
@@ -84,15 +85,20 @@ transform_weights(const int size, const struct winograd_weights *w, long panel, 
     }
 }
 
-TARGET static void winograd_weights_task(void *context, long index, int worker) {
+/* One panel, as all the products read it one after the other. */
+TARGET static void transform_panel(const struct winograd_weights *w, long panel, element *to) {
+    for (long group = 0; 16 * group < panel_width(w->columns, panel); group++) {
+        if (w->size == 4)
+            transform_weights(4, w, panel, group, to);
+        else
+            transform_weights(6, w, panel, group, to);
+    }
+}
+
+static void winograd_weights_task(void *context, long index, int worker) {
     (void)worker;
     const struct winograd_weights *w = context;
-    for (long group = 0; 16 * group < panel_width(w->columns, index); group++) {
-        if (w->size == 4)
-            transform_weights(4, w, index, group);
-        else
-            transform_weights(6, w, index, group);
-    }
+    transform_panel(w, index, w->packed + index * PANEL * w->length * w->size * w->size);
 }
 
 /* `packed` holds size * size * round_up(channels, 32) * round_up(columns, 16) elements; `strides`

@@ -82,11 +82,8 @@ def convolve(
     if not tile:
         _multiply(x, weight, weight.stride(), bias, y, pixels)
         return y
-    laid_out = _empty_packed(weight, tile * tile * _rounded(channels, 32))
-    sizes = (columns, channels, _longs(*weight.stride()), tile)
-    _call("pack_winograd", weight, laid_out, *sizes)
     sizes = _longs(batch, height, width, channels, columns, tile, 0)
-    _call("winograd", x, y, laid_out, bias, sizes)
+    _call("winograd_once", x, y, weight, bias, sizes, _longs(*weight.stride()))
     return y
 
 
@@ -117,7 +114,8 @@ def _multiply(
 ) -> None:
     """``rows`` dense rows of ``x`` times a weight with one tap."""
     columns, length = weight.shape[:2]
-    laid_out = _empty_packed(weight, length)
+    # torch's allocator starts it at a multiple of 64 bytes, as the kernels need it.
+    laid_out = torch.empty(length * -(-columns // 16) * 16, dtype=weight.dtype)
     _call("pack", weight, laid_out, columns, length, 1, 1, _longs(*strides[:4]))
     _call("linear", x, y, laid_out, bias, rows, length, columns)
 
@@ -149,12 +147,3 @@ def _call(name: str, *arguments: Any) -> None:
 
 def _longs(*numbers: int) -> Any:
     return (ctypes.c_long * len(numbers))(*numbers)
-
-
-def _rounded(number: int, unit: int) -> int:
-    return -(-number // unit) * unit
-
-
-def _empty_packed(weight: Tensor, length: int) -> Tensor:
-    """Memory for so many rows; torch's allocator starts it at a multiple of 64 bytes."""
-    return torch.empty(length * _rounded(len(weight), 16), dtype=weight.dtype)
