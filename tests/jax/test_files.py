@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from sfumato import CLIPImageProcessor, StableDiffusionPipeline, StableDiffusionSafetyChecker
 from sfumato.errors import AdapterError, CheckpointError, InputError
+from tests.checkpoints.original.synthetic import checkpoint_tensors, networks, tiny_configs
 from tests.pipelines.tiny import WIDTH, tiny_pipeline
 
 jax = pytest.importorskip("jax")
@@ -39,21 +40,30 @@ def draw(pipeline: Any, params: Any, prompt: str = "a cat") -> np.ndarray:
     return np.asarray(pipeline(ids, params, KEY, 2, latents=noise, jit=True).images)
 
 
+@pytest.mark.parametrize("family", ["stable-diffusion-v1", "stable-diffusion-v2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_a_checkpoint_in_one_file_gives_the_weights_of_its_folder(
-    dtype: torch.dtype, tmp_path: Path
+def test_a_checkpoint_in_one_file_gives_the_weights_that_torch_reads(
+    family: str, dtype: torch.dtype, tmp_path: Path
 ) -> None:
-    pipe = StableDiffusionPipeline(**tiny_pipeline().components).to(dtype)
     file = tmp_path / "model.safetensors"
-    pipe.save_single_file(file)
-    pipe.save_pretrained(tmp_path / "folder")
+    tensors = checkpoint_tensors(networks(tiny_configs(family)))
+    halved = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
+    save_file({k: v.contiguous() for k, v in halved.items()}, file)
     pipeline, params = FlaxStableDiffusionPipeline.from_single_file(file)
-    _, expected = FlaxStableDiffusionPipeline.from_pretrained(tmp_path / "folder")
+    pipe = StableDiffusionPipeline.from_single_file(file, torch_dtype=dtype)
     for name in ("unet", "vae", "text_encoder"):
-        assert same(params[name], expected[name]), name
-    assert params["unet"]["conv_in.weight"].dtype == str(dtype).removeprefix("torch.")
-    assert type(pipeline.scheduler).__name__ == "FlaxPNDMScheduler"
-    with pytest.raises(CheckpointError):
+        expected = getattr(pipe, name).state_dict()
+        assert expected.keys() == params[name].keys()
+        for key, tensor in expected.items():
+            assert params[name][key].dtype == str(dtype).removeprefix("torch.")
+            found = np.asarray(params[name][key], np.float32)
+            assert np.array_equal(found, tensor.float().numpy()), key
+    assert type(pipeline.scheduler).__name__ == f"Flax{type(pipe.scheduler).__name__}"
+    assert pipeline.unet.config == pipe.unet.config
+
+
+def test_a_file_that_is_not_there_is_an_error_with_its_name(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"none\.safetensors"):
         FlaxStableDiffusionPipeline.from_single_file(tmp_path / "none.safetensors")
 
 
