@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sfumato import LDMPipeline
+from sfumato import ClassEmbedder, LDMPipeline
 from sfumato.checkpoints.metadata import parse_infotext, to_infotext
 from sfumato.checkpoints.png import read_recipe
 from tests.command import Run, Said
@@ -52,14 +52,14 @@ def test_each_kind_is_drawn_recorded_and_drawn_again(run: Run, models: dict[str,
         path = drawn(run(option, value, "--model", models[kind], *QUICK))
         recipe: Any = read_recipe(path)
         field = option[2:].replace("-", "_")
-        assert recipe[field] == (value if kind == "class" else str(value))
+        assert recipe[field] == str(value)
         assert recipe.cfg_scale == scale and recipe.prompt == ""
         size = (24, 20) if kind == "semantic" else (16, 16)
         assert (recipe.width, recipe.height) == size
         again = drawn(run("--from", path, "--model", models[kind]))
         assert (pixels(again) == pixels(path)).all()
         if kind == "class":
-            assert parse_infotext(to_infotext(recipe)).class_label == 2
+            assert parse_infotext(to_infotext(recipe)).class_label == "2"
             other = drawn(run("--from", path, "--model", models[kind], "--class-label", 0))
             assert (pixels(other) != pixels(path)).any()
 
@@ -78,6 +78,23 @@ def test_models_are_told_apart(run: Run, embedded: Path, models: dict[str, Path]
     assert said.code != 0 and "It needs --boxes" in said.err
     said = run("--class-label", 99, "--model", models["class"], *QUICK)
     assert said.code != 0 and "from 0 to 4" in said.err
+    said = run("--class-label", "owl", "--model", models["class"], *QUICK)
+    assert said.code != 0 and "whole number" in said.err
+
+
+def test_a_class_is_drawn_by_its_name(run: Run, tmp_path: Path) -> None:
+    pipe = tiny_conditioned.pipeline("class")
+    names = ("cat", "dog", "owl")
+    config = {**pipe.conditioner.config, "class_names": names}
+    table = ClassEmbedder(config)
+    table.load_state_dict(pipe.conditioner.state_dict())
+    pipe.conditioner = table
+    pipe.save_pretrained(tmp_path / "named")
+    by_name = drawn(run("--class-label", "owl", "--model", tmp_path / "named", *QUICK))
+    by_number = drawn(run("--class-label", 2, "--model", tmp_path / "named", *QUICK))
+    assert (pixels(by_name) == pixels(by_number)).all()
+    recipe: Any = read_recipe(by_name)
+    assert recipe.class_label == "owl"
 
 
 def test_options_that_exclude_each_other_are_refused_at_once(

@@ -67,7 +67,7 @@ class Recipe(Config):
         hires_scale, hires_upscaler, hires_steps: of a second pass; see docs/pipelines.md.
         tiling: ``"True"``, ``"x"`` or ``"y"``.
         controlnet: folder of a ControlNet; ``control_strength`` how strongly it acted.
-        class_label: number of a class; ``semantic_map`` and ``boxes`` are files. See
+        class_label: number or name of a class; ``semantic_map`` and ``boxes`` are files. See
             docs/latent-diffusion.md.
         version: the program that drew it.
         extra: entries of an infotext that sfumato does not know.
@@ -108,7 +108,7 @@ class Recipe(Config):
     controlnet: str | None = None
     control_image: str | None = None
     control_strength: float | None = None
-    class_label: int | None = None
+    class_label: str | None = None
     semantic_map: str | None = None
     boxes: str | None = None
     version: str | None = None
@@ -147,7 +147,6 @@ _INT_RANGES = {
     "height": (1, 1 << 20),
     "clip_skip": (1, 1000),
     "hires_steps": (1, 100_000),
-    "class_label": (0, 10_000_000),
 }
 _FLOAT_RANGES = {
     "cfg_scale": (-1e6, 1e6),
@@ -179,6 +178,7 @@ _TEXT_FIELDS = (
     "tiling",
     "controlnet",
     "control_image",
+    "class_label",
     "semantic_map",
     "boxes",
     "version",
@@ -210,7 +210,7 @@ _ENTRIES: tuple[tuple[str, str, type], ...] = (
     ("Guidance parts", "guidance", str),
     ("ENSD", "eta_noise_seed_delta", int),
     ("Prompt syntax", "prompt_syntax", str),
-    ("Class label", "class_label", int),
+    ("Class label", "class_label", str),
     ("Version", "version", str),
 )
 #: What readers take when the entry is absent, so that it need not be written.

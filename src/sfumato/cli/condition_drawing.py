@@ -116,7 +116,7 @@ def _refuse(given: str | None, wanted: str | None) -> None:
 
 def _condition(field: str, value: Any) -> Any:
     if field == "class_label":
-        return value
+        return int(value) if value.isascii() and value.isdecimal() else value
     path = Path(value)
     if field == "boxes":
         return Layout.from_json(read_json(path))

@@ -15,8 +15,8 @@ from sfumato.errors import InputError
 _Option = partial(typer.Option, show_envvar=False)
 
 ClassLabel = Annotated[
-    int | None,
-    _Option("--class-label", metavar="N", min=0, help="Number of the class to draw."),
+    str | None,
+    _Option("--class-label", metavar="CLASS", help="Number or name of the class to draw."),
 ]
 SemanticMap = Annotated[
     Path | None,
