@@ -145,6 +145,15 @@ def layer() -> nn.Linear:
     return nn.Linear(256, 256)
 
 
+@float32_kernels
+def test_from_the_first_layer_on_maps_are_channels_last() -> None:
+    x, weight = torch.randn(2, 4, 64, 64), parameter(64, 4, 3, 3, dtype=torch.float32)
+    found = convolve(x, weight, None, 1, 1)
+    assert error(found, F.conv2d(*doubles(x, weight), padding=1)) < 1e-6
+    assert found is not None and found.is_contiguous(memory_format=torch.channels_last)
+    assert not F.conv2d(x, weight, padding=1).is_contiguous(memory_format=torch.channels_last)
+
+
 def called(layer: nn.Module, x: Tensor) -> Tensor:
     with kernels.active():
         return layer(x)

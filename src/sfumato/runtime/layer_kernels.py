@@ -61,7 +61,9 @@ def convolve(
 ) -> Tensor | None:
     """A convolution of (N, C, H, W) with 1x1 or, padded by 1, 3x3 taps, and without strides.
 
-    The input may lie in memory in any order; the result is channels-last.
+    The input may lie in memory in any order; the result is channels-last. That of a network's first
+    layer is too, although torch computes it: its few channels fill no vectors, but all later layers
+    keep the order that it begins with.
     """
     if input.ndim != 4 or weight.ndim != 4 or groups != 1 or isinstance(padding, str):
         return None
@@ -74,9 +76,12 @@ def convolve(
     pixels = batch * height * width
     tile = winograd_tile(channels, columns, pixels, weight.dtype) if size == 3 else 0
     pays = tile or (size == 1 and _product_pays(pixels, channels, columns, weight.dtype))
-    if not pays or not _plain(input, weight, bias):
+    first = channels < LEAST_CHANNELS <= columns and pixels * columns * channels >= LEAST_WORK
+    if not (pays or first) or not _plain(input, weight, bias):
         return None
     x = input.contiguous(memory_format=torch.channels_last)
+    if not pays:
+        return torch.conv2d(x, weight, bias, padding=around)
     shape = (batch, columns, height, width)
     y = torch.empty(shape, dtype=input.dtype, memory_format=torch.channels_last)
     if not tile:
