@@ -18,6 +18,7 @@ from sfumato import __version__
 from sfumato.assets import MANIFEST, embedded_model_path, verify_manifest
 from sfumato.cli.console import one_line
 from sfumato.errors import SfumatoError
+from sfumato.native.library import feature_names
 from sfumato.runtime.allocator import keep_memory
 from sfumato.runtime.machine import this_machine
 
@@ -137,6 +138,13 @@ def _cpu() -> Iterator[Finding]:
         f" (bfloat16 is {speed} here; --dtype and {DTYPE_SWITCH} choose another)",
     )
     yield Finding(name="memory", state="ok", detail=keep_memory())
+    by = ", ".join(feature_names())
+    yield Finding(
+        name="backend",
+        state="ok",
+        detail=f"numpy ({f'compiled kernels for {by}' if by else 'no compiled kernels'}) for small"
+        " pictures of the embedded model, torch for all else (--backend chooses)",
+    )
 
 
 def _model() -> Iterator[Finding]:
