@@ -230,3 +230,37 @@ def test_what_other_programs_quantised_is_refused(tmp_path: Path, said: Any) -> 
     path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": said}))
     with pytest.raises(ConfigError, match="which cannot be loaded"):
         UNet2DConditionModel.from_pretrained(tmp_path)
+
+
+# Blocks of GGUF files
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q5_1"])
+def test_blocks_of_a_gguf_file_can_stay(
+    tmp_path: Path, tensors: dict[str, Tensor], kind: str
+) -> None:
+    unet = {name: t for name, t in tensors.items() if name.startswith("model.diffusion_model.")}
+    file = write_gguf(tmp_path / "unet.gguf", unet, kind, reshape=True)
+    load = UNet2DConditionModel.from_single_file
+    plain = load(file, torch_dtype=torch.float32)
+    kept = load(file, torch_dtype=torch.float32, quantization="stored")
+    for name, parameter in kept.named_parameters():
+        assert torch.equal(parameter + 0, plain.get_parameter(name) + 0), name
+    blocks = [p for p in kept.parameters() if isinstance(p, QuantizedTensor)]
+    assert len(blocks) > 50
+    assert kept.get_memory_footprint() < 0.6 * plain.get_memory_footprint()
+    latents, context = torch.randn(1, 4, 8, 8), torch.randn(1, 5, 64)
+    with torch.no_grad():
+        found, expected = kept(latents, 5, context).sample, plain(latents, 5, context).sample
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    if kind != "Q8_0":
+        with pytest.raises(InputError, match=f"blocks of the types {kind} cannot be saved"):
+            kept.save_pretrained(tmp_path / "out")
+
+
+def test_files_without_blocks_have_none_to_keep(path: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no weights in blocks, which `quantization='stored'`"):
+        _pipeline(path, quantization="stored")
+    tiny_unet().save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="no weights in blocks"):
+        UNet2DConditionModel.from_pretrained(tmp_path, quantization="stored")

@@ -121,6 +121,9 @@ class _GgufSource:
         self.metadata = header.texts
         self.facts = header.facts
 
+    #: Its weights may stay in blocks: ``read`` takes ``keep_blocks``.
+    has_blocks = True
+
     def read(self, names: Iterable[str], **options: Any) -> dict[str, torch.Tensor]:
         from sfumato.checkpoints.gguf.tensors import read_gguf
 

@@ -52,7 +52,7 @@ class Saving:
 
     def __post_init__(self) -> None:
         if self.quantization is not None:
-            check_kind(self.quantization)
+            check_kind(self.quantization, of_files=True)
 
     def place(self, pipe: Any, device: torch.device) -> None:
         """Put a pipeline on its device, with these switches set."""

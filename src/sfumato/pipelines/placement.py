@@ -62,7 +62,7 @@ def check_quantization(quantization: Any, names: Collection[str]) -> None:
                 hint=f"Known are: {', '.join(sorted(names))}.",
             )
         if kind is not None:
-            check_kind(kind)
+            check_kind(kind, of_files=True)
 
 
 def read_arguments(

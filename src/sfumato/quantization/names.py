@@ -17,20 +17,24 @@ KINDS: Mapping[str, Mapping[str, str]] = {
     "int4": {"unet": "int4", "text_encoder": "int8-weights"},
 }
 
+#: Blocks of a GGUF file stay as they are in it.
+STORED = "stored"
+
 #: Types of blocks that some kinds keep weights in, in the spelling of GGUF files.
 BLOCKS = {"int8-weights": "Q8_0", "int4": "Q4_1"}
 
 
-def check_kind(kind: Any) -> str:
-    """The name of a way to quantise.
+def check_kind(kind: Any, *, of_files: bool = False) -> str:
+    """The name of a way to quantise; with ``of_files``, or `STORED`.
 
     Raises:
         InputError: there is none of this name.
     """
-    if not isinstance(kind, str) or kind not in KINDS:
+    known = (*KINDS, STORED) if of_files else tuple(KINDS)
+    if not isinstance(kind, str) or kind not in known:
         raise InputError(
-            f"There is no quantization {str(kind)[:80]!r}; it is one of {', '.join(KINDS)}."
-            f"{did_you_mean(str(kind)[:80], KINDS)}"
+            f"There is no quantization {str(kind)[:80]!r}; it is one of {', '.join(known)}."
+            f"{did_you_mean(str(kind)[:80], known)}"
         )
     return kind
 
@@ -39,4 +43,6 @@ def kind_for(quantization: Any, component: str) -> str | None:
     """How to quantise a pipeline's component, from one name for all or a table by component."""
     if isinstance(quantization, Mapping):
         return quantization.get(component)
-    return None if quantization is None else KINDS[check_kind(quantization)].get(component)
+    if quantization is None or quantization == STORED:
+        return quantization
+    return KINDS[check_kind(quantization)].get(component)

@@ -20,7 +20,7 @@ from sfumato.checkpoints.tensors import require_finite
 from sfumato.errors import CheckpointError, ConfigError, InputError
 from sfumato.quantization.blocks import BlockTensor
 from sfumato.quantization.int8 import Int8Tensor, from_kernel_order, in_kernel_order
-from sfumato.quantization.names import BLOCKS, KINDS, check_kind
+from sfumato.quantization.names import BLOCKS, KINDS, STORED, check_kind
 from sfumato.quantization.network import quantization_of, quantize
 from sfumato.quantization.tensor import QuantizedTensor
 from sfumato.quantization.winograd import PLACES, SIZE, WinogradTensor
@@ -59,7 +59,14 @@ def agreed(asked: str | None, stored: str | None, where: str) -> str | None:
         InputError: there is no such way, or the file's weights are quantised otherwise.
     """
     if asked is not None:
-        check_kind(asked)
+        check_kind(asked, of_files=True)
+    if asked == STORED and stored is None:
+        raise InputError(
+            f"{where} holds no weights in blocks, which `quantization='{STORED}'` would keep.",
+            hint="That is for GGUF files; quantise others with `quantization='int8-weights'`.",
+        )
+    if asked == STORED:
+        return stored
     if None not in (asked, stored) and asked != stored:
         raise InputError(
             f"{where} holds weights quantised as {stored!r}, which cannot become {asked!r}.",
@@ -78,9 +85,15 @@ def split(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state with ordinary tensors in place of quantised ones.
 
     Raises:
-        InputError: weights are in blocks of a kind that only GGUF files have.
+        InputError: weights are in blocks of types that only GGUF files have.
     """
     tensors: dict[str, Tensor] = {}
+    kinds = {tensor.kind for tensor in state.values() if isinstance(tensor, BlockTensor)}
+    if len(kinds) > 1 or kinds - set(BLOCKS.values()):
+        raise InputError(
+            f"Weights in blocks of the types {', '.join(sorted(kinds))} cannot be saved.",
+            hint=f"Keep the GGUF file, or load it without `quantization='{STORED}'`.",
+        )
     for name, tensor in state.items():
         if isinstance(tensor, Int8Tensor):
             tensors[name] = from_kernel_order(tensor.integers(), tuple(tensor.shape))
@@ -89,11 +102,6 @@ def split(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             tensors[name] = tensor.integers().unflatten(1, (SIZE, SIZE)).movedim(-1, 1)
             tensors[name + _SCALE] = tensor.scales.T
         elif isinstance(tensor, BlockTensor):
-            if tensor.kind not in BLOCKS.values():
-                raise InputError(
-                    f"Weights of type {tensor.kind} cannot be saved.",
-                    hint="Keep the GGUF file, or load it without keeping its types.",
-                )
             tensors[name] = tensor.raw
         else:
             tensors[name] = tensor
@@ -175,10 +183,15 @@ def quantize_loaded(
 ) -> None:
     """Quantise a network whose parameters lie in a mapped file, and convert the others.
 
+    With `STORED`, parameters that are blocks stay so, where a layer can compute with them.
+
     Raises:
         CheckpointError: a weight holds NaN or infinity.
     """
-    quantize(network, kind, dtype=dtype)
+    if kind == STORED:
+        _keep_blocks(network, dtype)
+    else:
+        quantize(network, kind, dtype=dtype)
     for name, parameter in network.named_parameters():
         if isinstance(parameter, QuantizedTensor):
             continue
@@ -189,3 +202,15 @@ def quantize_loaded(
         if parameter.data is not before:
             give_back([before])
     release_memory()
+
+
+def _keep_blocks(network: nn.Module, dtype: torch.dtype) -> None:
+    for layer in network.modules():
+        for name, parameter in layer.named_parameters(recurse=False):
+            if not isinstance(parameter, QuantizedTensor):
+                continue
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+                value: Tensor = parameter.data.to(dtype)
+            else:
+                value = parameter.plain(dtype)
+            setattr(layer, name, nn.Parameter(value, requires_grad=False))

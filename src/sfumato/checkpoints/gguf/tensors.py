@@ -40,10 +40,12 @@ def read_gguf(
     check_finite: bool | None = None,
     mmap: bool | None = None,
     header: GgufHeader | None = None,
+    keep_blocks: bool = False,
 ) -> dict[str, Tensor]:
-    """The tensors of a GGUF file as plain numbers; arguments as of `read_safetensors`.
+    """The tensors of a GGUF file; arguments as of `read_safetensors`.
 
-    Quantised tensors become ``dtype``, without one `NATURAL_DTYPE`.
+    Quantised tensors become ``dtype``, without one `NATURAL_DTYPE`; with ``keep_blocks`` they
+    stay, unchecked, as they are in the file: `sfumato.quantization.blocks.BlockTensor`.
 
     Raises:
         CheckpointError: the file is not readable, not sound, or holds NaN or infinity.
@@ -64,6 +66,9 @@ def read_gguf(
                 continue
             raw = _raw(file, pages, entry, path)
             quantised = entry.kind.name in DEQUANTISERS
+            if quantised and keep_blocks:
+                result[name] = _blocks(raw, entry, dtype)
+                continue
             if quantised:
                 tensor = dequantised(raw, entry.kind.name, entry.shape, dtype or NATURAL_DTYPE)
             else:
@@ -75,6 +80,13 @@ def read_gguf(
             ):
                 require_finite(name, converted, path, before=tensor)
     return result
+
+
+def _blocks(raw: Tensor, entry: GgufEntry, dtype: torch.dtype | None) -> Tensor:
+    from sfumato.quantization.blocks import BlockTensor  # which computes with `dequantised`
+
+    claimed = dtype or NATURAL_DTYPE
+    return BlockTensor(entry.shape, claimed, raw.device, raw=raw, kind=entry.kind.name)
 
 
 def dequantised(raw: Tensor, kind: str, shape: Iterable[int], dtype: torch.dtype) -> Tensor:
