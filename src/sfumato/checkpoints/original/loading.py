@@ -48,6 +48,7 @@ from sfumato.checkpoints.source import Source, TensorSource, open_source, shapes
 from sfumato.checkpoints.tensors import cast
 from sfumato.errors import CheckpointError, InputError, ModelNotFoundError
 from sfumato.models.legacy import rename_legacy_keys
+from sfumato.quantization.names import STORED
 from sfumato.quantization.storage import agreed, quantize_loaded
 
 logger = logging.getLogger(__name__)
@@ -193,7 +194,8 @@ class OriginalCheckpoint:
         names = self._used_names(part, rules, set(model.state_dict()))
         where = f"{self.source.where} ({component})"
         check_fit(model, self._renamed_shapes(part, rules, names), where)
-        kind = agreed(quantization, None, where)
+        blocks = quantization == STORED and hasattr(self.source, "has_blocks")
+        kind = agreed(quantization, STORED if blocks else None, where)
         place = torch.device("cpu" if kind else device)
         tensors = self.source.read(
             names.values(),
@@ -201,6 +203,7 @@ class OriginalCheckpoint:
             device=place,
             check_finite=False if kind else check_finite,
             mmap=False if disable_mmap else None,
+            **({"keep_blocks": True} if blocks else {}),
         )
         final = floating_dtype(tensors.values(), dtype)
         if dtype is None and kind is None:  # one type for all, that of the first
