@@ -49,3 +49,25 @@ def test_on_an_accelerator_whole_networks_take_turns(monkeypatch: pytest.MonkeyP
     assert type(pipe._offload).__name__ == "ModelOffload"
     assert pipe._execution_device == torch.device("cuda", 0)
     pipe.remove_all_hooks()
+
+
+@pytest.mark.parametrize("option", ["--quantization", "--type"])
+def test_smaller_weights_draw_nearly_the_same_picture(
+    option: str, run: Run, embedded: Path
+) -> None:
+    words = ("a boat", "--steps", 2, "--seed", 3, "--size", "32x24", "--backend", "torch")
+    pixels = []
+    for more in ((), (option, "int8")):
+        said = run(*words, *more)
+        assert said.code == 0, said.err
+        with Image.open(said.out.strip()) as image:
+            pixels.append(torch.tensor(list(image.convert("RGB").tobytes())).float())
+    difference = (pixels[0] - pixels[1]).abs()
+    assert 0 < difference.mean() < 8
+
+
+def test_unknown_quantizations_are_refused_at_once(run: Run) -> None:
+    said = run("a boat", "--quantization", "int9")
+    assert said.code != 0
+    assert "no quantization 'int9'; it is one of int8, int8-weights, int4, stored" in said.err
+    assert "Did you mean 'int8'" in said.err
