@@ -11,13 +11,15 @@ from torch import Tensor, nn
 
 from sfumato.errors import CheckpointError, InputError
 from sfumato.models.unet import UNet2DConditionModel
+from sfumato.pipelines.offload import wait_in_files
 from sfumato.pipelines.seamless import seamless
 from sfumato.quantization.blocks import BlockTensor
 from sfumato.quantization.int8 import Int8Tensor
 from sfumato.quantization.names import KINDS
 from sfumato.quantization.network import quantization_of, quantize
-from sfumato.quantization.tensor import QuantizedTensor
+from sfumato.quantization.tensor import QuantizedTensor, stored
 from sfumato.quantization.winograd import WinogradTensor
+from sfumato.runtime import pages
 from tests.adapters.files_like import kohya_file, norm_file, peft_file
 from tests.pipelines.tiny import tiny_unet
 
@@ -197,3 +199,15 @@ def test_a_quantised_weight_is_a_tensor_like_any_other() -> None:
     assert torch.equal(weight[2:4], numbers[2:4])
     assert float(weight.norm()) == float(numbers.norm())
     assert "BlockTensor(shape=(8, 64)" in repr(weight)
+
+
+@pytest.mark.skipif(not pages.works(), reason="needs Linux' map of pages")
+@pytest.mark.parametrize("kind", KINDS)
+def test_quantised_weights_wait_in_files_too(kind: str) -> None:
+    network = tiny_unet()
+    quantize(network, kind)
+    expected = answer(network)
+    wait_in_files([network])
+    parts = [part for part in stored(network.parameters()) if part.nbytes >= 2 * pages.PAGE]
+    assert parts and not pages.off_files(parts)
+    assert torch.equal(answer(network), expected)
