@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from pathlib import Path
 from typing import Any
@@ -127,3 +128,36 @@ def test_a_clip_text_encoder_may_read_the_text() -> None:
     expected = theirs(**call, generator=torch.manual_seed(0), output_type="np").images
     actual = ours(**call, generator=torch.manual_seed(0), output_type="np").images
     assert np.abs(actual - expected).max() < 1e-4
+
+
+def test_the_arguments_are_those_of_diffusers() -> None:
+    def arguments(cls: Any) -> list[tuple[str, Any]]:
+        listed = inspect.signature(cls.__call__).parameters.values()
+        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD,)
+        return [(p.name, p.default) for p in listed if p.kind in kinds]
+
+    assert arguments(sfumato.LDMTextToImagePipeline) == arguments(diffusers.LDMTextToImagePipeline)
+    ours = inspect.signature(sfumato.LDMTextToImagePipeline).parameters
+    assert list(ours) == list(inspect.signature(diffusers.LDMTextToImagePipeline).parameters)
+
+
+def test_wrong_arguments_are_refused_as_in_diffusers() -> None:
+    pipe = sfumato.LDMTextToImagePipeline(
+        vqvae=tiny.tiny_vae(1),
+        bert=tiny.tiny_text_encoder(2),
+        tokenizer=tiny.tokenizer(),
+        unet=tiny.tiny_unet(3),
+        scheduler=sfumato.DDIMScheduler(**tiny.SD_SCHEDULER),
+    )
+    generators = [torch.Generator() for _ in range(3)]
+    for call, message in (
+        ({"prompt": 3}, "`prompt` has to be of type `str` or `list` but is"),
+        ({"prompt": "a", "height": 20}, "divisible by 8"),
+        ({"prompt": "a", "latents": torch.zeros(1, 4, 3, 3)}, "latents"),
+        ({"prompt": ["a", "b"], "generator": generators}, "generators"),
+        ({"prompt": ["a", "b"], "negative_prompt": ["a"] * 3}, "`negative_prompt` has 3 texts"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pipe(**call, num_inference_steps=1, guidance_scale=2.0)
+    with pytest.raises(TypeError, match="guidance_scal"):
+        pipe("a", guidance_scal=2.0)
