@@ -346,6 +346,21 @@ def test_networks_are_loaded_alone(files: dict[str, tuple[Path, plain.Weights]])
     assert kl.config.latent_channels == 4
 
 
+def test_a_first_stage_takes_its_own_configuration_file(
+    files: dict[str, tuple[Path, plain.Weights]], tmp_path: Path
+) -> None:
+    stage = small("latent-diffusion-inpainting")["model"]["params"]["first_stage_config"]["params"]
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "model:\n  target: ldm.models.autoencoder.VQModel\n  params:\n"
+        f"    embed_dim: 3\n    n_embed: 8\n    ddconfig: {stage['ddconfig']}\n"
+    )
+    file, _ = files["latent-diffusion-inpainting"]
+    model = VQModel.from_single_file(file, original_config=path)
+    assert model.config.mid_block_add_attention is False
+    assert model.config.to_dict() == VQModel.from_single_file(file).config.to_dict()
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_networks_go_back_into_the_original_layout_unchanged(
     name: str, files: dict[str, tuple[Path, plain.Weights]]

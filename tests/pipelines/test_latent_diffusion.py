@@ -139,7 +139,7 @@ def test_each_picture_is_drawn_after_its_own_condition(names: tuple[str, ...]) -
     size = (16, 20) if "channels" in names else (16, 16)
     assert together.shape == (4, 3, *size)
     alone = [pipe([c], seeds=s, **given).images for c, s in ((1, 1), (1, 2), (2, 3), (2, 4))]
-    assert torch.allclose(together, torch.cat(alone), atol=1e-5)
+    assert torch.allclose(together, torch.cat(alone), atol=1e-4)
     other = pipe([2], seeds=1, **given).images
     assert not torch.allclose(other, together[:1], atol=1e-3)
 
@@ -171,7 +171,7 @@ def test_guidance_goes_from_the_negative_condition_beyond_the_other() -> None:
         output_type="latent",
         callback_on_step_end=stop,
     )
-    assert torch.allclose(seen[0], expected, atol=1e-5)
+    assert torch.allclose(seen[0], expected, atol=1e-4)
 
 
 # Super-resolution
@@ -235,7 +235,7 @@ def test_the_network_sees_the_black_masked_picture_and_the_mask() -> None:
             noise = pipe.unet(torch.cat([expected, told], dim=1), t).sample
             expected = scheduler.step(noise, t, expected).prev_sample
     given = {**SHORT, "output_type": "latent"}
-    assert torch.allclose(pipe(image, mask, latents=x, **given).images, expected, atol=1e-5)
+    assert torch.allclose(pipe(image, mask, latents=x, **given).images, expected, atol=1e-4)
 
 
 def test_pictures_are_brought_to_the_size_asked_for() -> None:
