@@ -33,7 +33,7 @@ def backend_of(replay: Path | None = None, backend: str | None = None, **given: 
 
 
 def test_small_pictures_of_the_embedded_model_need_no_torch() -> None:
-    for given in (
+    cases: list[dict[str, Any]] = [
         {},
         {"steps": 40},
         {"prompt": "a (red:1.2) [apple] AND a cat", "negative_prompt": "blue"},
@@ -43,12 +43,13 @@ def test_small_pictures_of_the_embedded_model_need_no_torch() -> None:
         {"rng": "nvidia"},
         {"dtype": "float32", "device": "cpu"},
         {"count": 2},
-    ):
+    ]
+    for given in cases:
         assert backend_of(**given) == "numpy", given
 
 
 def test_everything_else_is_drawn_by_torch(model: Path) -> None:
-    for given in (
+    cases: list[dict[str, Any]] = [
         {"model": str(model)},
         {"steps": 200},
         {"count": 50},
@@ -63,8 +64,15 @@ def test_everything_else_is_drawn_by_torch(model: Path) -> None:
         {"hires_scale": 2.0},
         {"seed": 1, "variation_seed": 2, "variation_strength": 0.2},
         {"saving": Saving(vae_tiling=True)},
-    ):
+    ]
+    for given in cases:
         assert backend_of(**given) == "torch", given
+
+
+def test_a_precision_from_the_environment_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SFUMATO_DTYPE", "bfloat16")
+    assert backend_of() == "torch"
+    assert backend_of(dtype="float32") == "numpy"
 
 
 def test_what_is_asked_for_is_taken_or_refused_with_the_reason(run: Run, tmp_path: Path) -> None:

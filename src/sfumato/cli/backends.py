@@ -8,6 +8,7 @@ one did is in the picture's recipe, so that it can be drawn again to the last bi
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 AUTO = "auto"
+#: The environment variable that chooses a precision; see `sfumato.runtime.policy`.
+DTYPE_SWITCH = "SFUMATO_DTYPE"
 #: Pixels times steps times pictures for which it pays not to import torch; see docs/start-up.md.
 SMALL_WORK = 128 * 128 * 30 * 2
 
@@ -103,8 +106,10 @@ def without_torch(request: Request) -> str | None:
 def _numpy_obstacle(request: Request) -> str | None:
     if request.device not in ("auto", "cpu"):
         return f"computes on no {request.device}"
-    if request.recipe.dtype not in (None, AUTO, "float32"):
-        return f"does not compute in {request.recipe.dtype}"
+    dtype = request.recipe.dtype
+    dtype = os.environ.get(DTYPE_SWITCH, AUTO) if dtype in (None, AUTO) else dtype
+    if dtype not in (AUTO, "float32"):
+        return f"does not compute in {dtype[:40]}"
     if request.threads is not None:
         return "takes no number of threads (OPENBLAS_NUM_THREADS sets it)"
     return without_torch(request)

@@ -16,6 +16,7 @@ import typer
 
 from sfumato import __version__
 from sfumato.assets import MANIFEST, embedded_model_path, verify_manifest
+from sfumato.cli.backends import DTYPE_SWITCH
 from sfumato.cli.console import one_line
 from sfumato.errors import SfumatoError
 from sfumato.native.library import feature_names
@@ -33,8 +34,6 @@ EXTRAS = (
     ("recipes", "resvg_py", "building the data set of the embedded model"),
 )
 MINIMUM_TORCH = (2, 10)
-#: The environment variable that chooses a precision; see `sfumato.runtime.policy`.
-DTYPE_SWITCH = "SFUMATO_DTYPE"
 
 
 @dataclass(frozen=True, kw_only=True)
