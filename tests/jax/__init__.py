@@ -1,0 +1,1 @@
+"""The JAX path, compared with that of torch."""

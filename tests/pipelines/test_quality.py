@@ -32,7 +32,7 @@ def test_better_presets_take_more_steps() -> None:
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match="one of fast, balanced, best.*Did you mean 'best'"):
+    with pytest.raises(InputError, match=r"one of fast, balanced, best\..*Did you mean 'best'"):
         find_quality("bes")
 
 
