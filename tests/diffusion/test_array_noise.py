@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from sfumato.diffusion.noise import SeededNoise
 from sfumato.diffusion.array_noise import ArrayNoise, TorchGenerator
+from sfumato.diffusion.noise import SeededNoise
 
 SEEDS = [0, 1, 42, 2**31, 2**32 - 1, 2**32 + 7, 2**64 - 1]
 SIZES = [(1,), (5,), (3, 5), (15,), (16,), (17,), (31,), (6, 16, 16), (4, 9, 7), (1000,)]
