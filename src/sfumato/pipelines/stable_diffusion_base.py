@@ -270,10 +270,12 @@ class StableDiffusionBase(
             lora_scale=(request.cross_attention_kwargs or {}).get("scale"),
             clip_skip=request.clip_skip,
         )
-        guided = self.do_classifier_free_guidance and negative is not None
+        context = positive
+        if self.do_classifier_free_guidance and negative is not None:
+            context = self._join(positive, negative)
         return {
             "network_dtype": positive.dtype,
-            "context": self._join(positive, negative) if guided else positive,
+            "context": context,
             "tensors": {"negative_prompt_embeds": negative},
         }
 
