@@ -167,7 +167,8 @@ class LoKr(LayerAdapter):
     def weight_delta(self, weight: Tensor) -> Tensor:
         first = self._half(self.w1, self.w1_a, self.w1_b, None, weight)
         second = self._half(self.w2, self.w2_a, self.w2_b, self.t2, weight)
-        return torch.kron(first, second).reshape(weight.shape) * self.scale
+        product = torch.kron(first.contiguous(), second.contiguous())  # or it may fail
+        return product.reshape(weight.shape) * self.scale
 
     def _half(
         self, whole: Tensor | None, a: Tensor | None, b: Tensor | None, t: Tensor | None, w: Tensor
