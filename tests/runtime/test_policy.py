@@ -193,6 +193,20 @@ def test_memory_is_kept_unless_the_user_says_otherwise() -> None:
     assert "MALLOC_TRIM_THRESHOLD_" in _said({"MALLOC_TRIM_THRESHOLD_": "1000000"})
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_large_blocks_are_returned_for_a_while_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[tuple[int, int]] = []
+    monkeypatch.setattr(allocator, "keep_memory", lambda: "glibc, keeping freed memory")
+    monkeypatch.setattr(allocator, "_mallopt", lambda: lambda *args: said.append(args))
+    with pytest.raises(RuntimeError), allocator.returning_memory():
+        assert said == [(-3, 32 * 2**20)]
+        raise RuntimeError
+    assert said[1:] == [(-3, 2**31 - 1)]
+    monkeypatch.setattr(allocator, "keep_memory", lambda: "jemalloc, which keeps memory by itself")
+    with allocator.returning_memory():
+        assert len(said) == 2
+
+
 def test_another_allocator_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     maps = tmp_path / "maps"
     maps.write_text("7f00-7f01 r-xp 0 08:01 1 /usr/lib/libjemalloc.so.2\n")

@@ -10,7 +10,7 @@ import inspect
 import math
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +19,10 @@ from torch import Tensor, nn
 from sfumato.adapters.state import scaled
 from sfumato.diffusion.noise import Generators, NoiseSource, randn_tensor
 from sfumato.errors import InputError, NumericalError
+from sfumato.runtime.allocator import returning_memory
+
+#: Latents of a picture of 512x512: from there on, decoding them decides how much memory it takes.
+_LARGE = 4 * 64 * 64
 
 
 def retrieve_timesteps(
@@ -214,7 +218,9 @@ def decode(vae: Any, latents: Tensor, generator: Generators = None) -> Tensor:
         NumericalError: when the autoencoder makes NaN or infinity of finite latents.
     """
     scaled = (latents / vae.config.scaling_factor).to(vae.dtype)
-    image = vae.decode(scaled, return_dict=False, generator=generator)[0]
+    large = latents.device.type == "cpu" and latents.numel() >= _LARGE
+    with returning_memory() if large else nullcontext():
+        image = vae.decode(scaled, return_dict=False, generator=generator)[0]
     if not torch.isfinite(image).all():
         raise NumericalError(
             "NaN or infinity in the picture: the autoencoder (`vae`) overflowed.",
