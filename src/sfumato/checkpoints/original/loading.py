@@ -30,7 +30,7 @@ from sfumato.checkpoints.classes import CLASSES
 from sfumato.checkpoints.fitting import assign, build_without_memory, check_fit
 from sfumato.checkpoints.hub import local_file
 from sfumato.checkpoints.hub_names import take_hub_options
-from sfumato.checkpoints.original import keys, latent, sizes
+from sfumato.checkpoints.original import keys, latent, sizes, unusual
 from sfumato.checkpoints.original.conditions import SEMANTIC, condition_config, condition_keys
 from sfumato.checkpoints.original.families import (
     CLASS_NAMES,
@@ -225,21 +225,22 @@ class OriginalCheckpoint:
         said: Mapping[str, Any] = getattr(self.original, component, {}) if self.original else {}
         given = self.folder.values(component) if self.folder is not None else None
         usual = getattr(self._family_of(component), component)
+        stated = unusual.noted(self.source.metadata, component)
         own = {short: self.shapes[name] for short, name in part.names.items()}
         if component == "text_encoder":
             rules = keys.open_clip_keys() if part.layout == "open_clip" else keys.clip_keys()
             found = sizes.text_sizes(rules.shapes_to_diffusers(own), usual, self._text_layers())
-            return {**found, **(given or {}), **overrides}, rules
+            return {**found, **stated, **(given or {}), **overrides}, rules
         if component == "conditioner":
             stages = self._halvings() if part.layout == SEMANTIC else 0
             found = condition_config(part.layout, own, usual, stages)
-            return {**found, **(given or {}), **overrides}, condition_keys(part.layout)
+            return {**found, **stated, **(given or {}), **overrides}, condition_keys(part.layout)
         if part.layout == "diffusers":
             return {**(given or {**usual, **said}), **overrides}, None
         kind = self.family.class_of(component)
         read, make = _READERS[kind]
         scaled = self._latent_scale() if component == "vae" else {}
-        config = {**(given or {**read(own, usual), **said, **scaled}), **overrides}
+        config = {**(given or {**read(own, usual), **stated, **said, **scaled}), **overrides}
         return config, make(_class_named(kind).config_class.from_dict(config))  # type: ignore[attr-defined]
 
     def _halvings(self) -> int:

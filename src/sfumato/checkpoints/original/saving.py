@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sfumato.checkpoints.files import checked_path, shown
 from sfumato.checkpoints.folders import state_to_save
-from sfumato.checkpoints.original import keys
+from sfumato.checkpoints.original import keys, unusual
 from sfumato.checkpoints.original.conditions import condition_keys, condition_kind
 from sfumato.checkpoints.original.families import FAMILIES, family
 from sfumato.checkpoints.tensors import cast, save_safetensors
@@ -70,7 +70,8 @@ def save_original(
     for component, network in networks.items():
         tensors |= original_tensors(component, network, alone=len(networks) == 1)
     device = torch.device("cpu")
-    texts = _metadata(networks, target, prediction_type) | dict(metadata or {})
+    texts = _metadata(networks, target, prediction_type) | unusual.note(networks, tensors)
+    texts |= metadata or {}
     save_safetensors({n: cast(t, dtype, device) for n, t in tensors.items()}, target, texts)
 
 
