@@ -73,7 +73,7 @@ class Job:
             width = unet.get("cross_attention_dim", 1280)
             return {
                 "sample": normal(rows, unet.get("in_channels", 4), edge, edge),
-                "timestep": np.array(TIMESTEP, np.int64),
+                "timestep": np.array([TIMESTEP], np.int64),  # openvino-genai wants it so
                 "encoder_hidden_states": normal(rows, TOKENS, width),
             }
         if self.part == "vae":

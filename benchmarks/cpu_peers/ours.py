@@ -11,12 +11,15 @@ import torch
 from benchmarks.cpu_peers.job import PROMPT, Job, Runner, Sample, Shape
 
 
-def load(job: Job, dtype: str, stored: Sequence[str] = (), **options: Any) -> Runner:
+def load(
+    job: Job, dtype: str, stored: Sequence[str] = (), engine: str | None = None, **options: Any
+) -> Runner:
     """A pipeline of ours, or one of its networks.
 
     Args:
         job: what to load.
         dtype: what to compute in.
+        engine: what computes in torch's place.
         stored: networks whose weights stay as they are stored, for an engine that converts them.
         options: of `from_pretrained`.
     """
@@ -27,6 +30,8 @@ def load(job: Job, dtype: str, stored: Sequence[str] = (), **options: Any) -> Ru
     pipe = StableDiffusionPipeline.from_pretrained(
         job.model, torch_dtype=types, safety_checker=None, **options
     )
+    if engine is not None:
+        pipe.use_engine(engine, dtype=dtype)
     return runner(pipe, job, getattr(torch, dtype))
 
 
@@ -56,6 +61,8 @@ def runner(pipe: Any, job: Job, dtype: torch.dtype) -> Runner:
 def tensors(job: Job, shape: Shape, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """The inputs of the part; floating point ones in the network's type."""
     made = {name: torch.from_numpy(array) for name, array in job.inputs(shape).items()}
+    if "timestep" in made:
+        made["timestep"] = made["timestep"][0]
     return {name: t.to(dtype) if t.is_floating_point() else t for name, t in made.items()}
 
 

@@ -24,7 +24,7 @@ def prepare(job: Job) -> None:
     if path.exists():
         return
     inputs = job.inputs(Shape(size=256))
-    axes = {4: {0: "rows", 2: "height", 3: "width"}, 3: {0: "rows"}, 2: {0: "rows"}, 0: {}}
+    axes = {4: {0: "rows", 2: "height", 3: "width"}, 3: {0: "rows"}, 2: {0: "rows"}, 1: {}}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name("unfinished.onnx")
     torch.onnx.export(

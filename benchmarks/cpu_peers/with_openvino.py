@@ -58,7 +58,7 @@ def dynamic(shape: tuple[int, ...]) -> list[int]:
     """A shape whose rows, height and width are open; channels and tokens are not."""
     if len(shape) == 4:
         return [-1, shape[1], -1, -1]
-    return [-1, *shape[1:]] if shape else []
+    return [-1, *shape[1:]]
 
 
 def quantize(job: Job) -> None:
@@ -86,13 +86,19 @@ def load(job: Job, hint: str, quantized: bool = False) -> Runner:
         "PERFORMANCE_HINT": "LATENCY",
     }
     compiled: dict[Shape, Any] = {}
+    model = core.read_model(path)
+    # Who converts elsewhere may give the time no axis.
+    numbers = {
+        port.any_name
+        for port in model.inputs
+        if port.partial_shape.rank.is_static and port.partial_shape.rank.get_length() == 0
+    }
 
     def call(shape: Shape) -> Sample:
-        feed = job.inputs(shape)
+        feed = {k: v[0] if k in numbers else v for k, v in job.inputs(shape).items()}
         if shape not in compiled:
             compiled.clear()
-            model = core.read_model(path)
-            model.reshape({name: array.shape for name, array in feed.items()})
+            model.reshape({name: np.shape(array) for name, array in feed.items()})
             compiled[shape] = core.compile_model(model, "CPU", settings).create_infer_request()
         result = compiled[shape].infer(feed, share_inputs=True)
         return Sample(np.array(result[0], np.float32))

@@ -44,12 +44,12 @@ def count(job: Job, shape: Shape) -> dict[str, float]:
         "text": CLIPTextModel,
     }
     folder = "text_encoder" if job.part == "text" else job.part
+    arrays = {k: torch.from_numpy(v).to("meta") for k, v in job.inputs(shape).items()}
     with torch.device("meta"):
         network = classes[job.part].from_config(job.config(folder)).eval()
-        arrays = {k: torch.from_numpy(v).to("meta") for k, v in job.inputs(shape).items()}
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             if job.part == "unet":
-                network(**arrays)
+                network(**arrays | {"timestep": arrays["timestep"][0]})
             elif job.part == "vae":
                 network.decode(arrays["latent_sample"])
             else:
