@@ -153,7 +153,7 @@ def test_wrong_arguments_are_refused_as_in_diffusers() -> None:
     for call, message in (
         ({"prompt": 3}, "`prompt` has to be of type `str` or `list` but is"),
         ({"prompt": "a", "height": 20}, "divisible by 8"),
-        ({"prompt": "a", "latents": torch.zeros(1, 4, 3, 3)}, "latents"),
+        ({"prompt": "a", "latents": torch.zeros(1, 3, 8, 8)}, "latents"),
         ({"prompt": ["a", "b"], "generator": generators}, "generators"),
         ({"prompt": ["a", "b"], "negative_prompt": ["a"] * 3}, "`negative_prompt` has 3 texts"),
     ):

@@ -96,7 +96,8 @@ class Scheduler(Generic[C]):
         added = betas(noise)
         self.betas, self.alphas = added, 1.0 - added
         self.alphas_cumprod = acp = self._acp.astype(np.float32)
-        self._sigma_table = _root((1 - acp) / acp).astype(np.float64)
+        with np.errstate(divide="ignore"):  # without any signal at the end, the last is infinite
+            self._sigma_table = _root((1 - acp) / acp).astype(np.float64)
 
     # --- Configuration ---
 
