@@ -100,6 +100,7 @@ def test_the_infotext_reads_back_what_was_written(recipe: Recipe) -> None:
         eta=recipe.eta or 0.0,
         guidance_rescale=recipe.guidance_rescale or 0.0,
         variation_strength=recipe.variation_strength or 0.0,
+        eta_noise_seed_delta=0,
         prompt_syntax=recipe.prompt_syntax or "a1111",
         width=recipe.width if recipe.height else None,
         height=recipe.height if recipe.width else None,
@@ -121,7 +122,8 @@ def test_an_infotext_of_the_web_ui_is_understood_to_the_last_entry() -> None:
     assert (recipe.cfg_scale, recipe.seed) == (7.5, 965400086)
     assert (recipe.width, recipe.height, recipe.clip_skip) == (512, 768, 2)
     assert (recipe.model_hash, recipe.model) == ("45dee52b00", "v1-5")
-    assert recipe.extra == {"ENSD": "31337", "Lora hashes": 'x: 0123456789ab, y: "q"'}
+    assert recipe.eta_noise_seed_delta == 31337
+    assert recipe.extra == {"Lora hashes": 'x: 0123456789ab, y: "q"'}
     assert recipe.version == "v1.10.1"
 
 

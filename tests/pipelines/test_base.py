@@ -349,7 +349,7 @@ def test_offloading_without_accelerator_draws_the_same_picture(
         1 - pages_come_and_go
     )
     assert bool(pages.off_files(pipe.unet.parameters())) != pages_come_and_go
-    assert torch.equal(_latents(pipe), plain)
+    assert torch.allclose(_latents(pipe), plain, rtol=0, atol=1e-4)
     pipe.maybe_free_model_hooks()
     pipe.remove_all_hooks()
 

@@ -279,7 +279,7 @@ def test_networks_that_wait_in_main_memory_draw_with_pictures(name: str, device:
     load(pipeline, *(random_adapter(pipeline.unet, kind, i) for i, kind in enumerate(KINDS[:2])))
     assert type(pipeline._offload) is before
     moved = _draw(pipeline, _picture(), _picture(1))
-    assert torch.allclose(moved.cpu(), drawn, atol=1e-3 if device == "cuda" else 1e-6)
+    assert torch.allclose(moved.cpu(), drawn, atol=1e-3 if device == "cuda" else 1e-4)
     pipeline.unload_ip_adapter()
     again = _draw(pipeline)
     assert torch.allclose(again.cpu(), _draw(picture_pipeline()), atol=1e-3)

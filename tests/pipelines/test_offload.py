@@ -101,7 +101,8 @@ def test_an_offloaded_pipeline_draws_the_same_picture(
     )
     getattr(pipe, name)()
     assert pipe._offload is not None
-    assert torch.equal(pipe("a boat", generator=seeded(1), **call).images, expected)
+    images = pipe("a boat", generator=seeded(1), **call).images
+    assert torch.allclose(images, expected, rtol=0, atol=1e-5)  # layouts in memory may differ
     assert pipe._offload._handles
     assert not getattr(pipe._offload, "_present", [])  # everything went back after the call
     pipe.remove_all_hooks()

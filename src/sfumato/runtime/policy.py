@@ -64,11 +64,14 @@ def dtype_for_size(size: int, device: torch.device | None = None) -> torch.dtype
 
 
 def network_size(path: Path) -> int:
-    """Bytes of the UNet of a model in a folder, or of a model in one file."""
-    if path.is_file():
-        return path.stat().st_size
-    files = (path / "unet").glob("*.*")
-    return sum(f.stat().st_size for f in files if f.suffix in (".safetensors", ".bin"))
+    """Bytes of the UNet of a model in a folder, or of a model in one file; 0 if there is none."""
+    try:
+        if path.is_file():
+            return path.stat().st_size
+        files = (path / "unet").glob("*.*")
+        return sum(f.stat().st_size for f in files if f.suffix in (".safetensors", ".bin"))
+    except OSError:  # whoever reads the files says what is wrong with them
+        return 0
 
 
 def default_dtype(path: Path) -> torch.dtype | None:
