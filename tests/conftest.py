@@ -1,11 +1,14 @@
-"""Settings for all tests: no hub is asked for anything, and a slow machine is no failure."""
+"""Settings for all tests: no hub is asked for anything, a slow machine is no failure, and a test
+draws the same random numbers whichever ran before it."""
 
 from __future__ import annotations
 
 import logging
 import os
+import random
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +24,16 @@ from tests.command import Run, Said
 
 settings.register_profile("default", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("default")
+
+
+@pytest.fixture(autouse=True)
+def the_same_random_numbers() -> None:
+    """Weights that an oracle draws from torch's own generator do not depend on the tests before."""
+    random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
 
 
 @pytest.fixture(autouse=True)
