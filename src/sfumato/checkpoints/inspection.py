@@ -20,7 +20,8 @@ from sfumato.checkpoints.files import is_regular, open_regular, shown
 from sfumato.checkpoints.gguf.header import MAGIC
 from sfumato.checkpoints.header import DTYPE_BITS, what_it_looks_like
 from sfumato.checkpoints.model_index import INDEX_NAME, read_model_index
-from sfumato.checkpoints.original.families import detect_family, family
+from sfumato.checkpoints.original.detection import detect_family
+from sfumato.checkpoints.original.families import family
 from sfumato.checkpoints.original.parts import AVERAGE_PREFIX, COMPONENTS, find_part
 from sfumato.checkpoints.original.prediction import choose_prediction
 from sfumato.checkpoints.places import model_root, read_config

@@ -14,7 +14,7 @@ from sfumato.checkpoints.files import is_regular, shown
 from sfumato.checkpoints.hub import fetch_address
 from sfumato.checkpoints.hub_names import HubOptions, hub_file, hub_name
 from sfumato.checkpoints.model_index import INDEX_NAME, read_model_index
-from sfumato.checkpoints.original.families import detect_family
+from sfumato.checkpoints.original.detection import detect_family
 from sfumato.checkpoints.recognise import recognise
 from sfumato.checkpoints.source import open_source, shapes_of
 from sfumato.errors import CheckpointError

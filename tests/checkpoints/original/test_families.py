@@ -48,7 +48,6 @@ def test_families_are_told_apart_by_shapes_alone() -> None:
     ("extra", "words"),
     [
         ({"control_model.time_embed.0.weight": (4, 4)}, "holds a ControlNet"),
-        ({"depth_model.model.pretrained.cls_token": (1, 1, 4)}, "depth-to-image"),
         ({"noise_augmentor.time_embed.weight": (4,)}, "unCLIP"),
         ({f"{UNET}label_emb.0.0.weight": (4, 2048)}, "unCLIP"),
         (

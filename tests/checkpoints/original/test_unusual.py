@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from sfumato.checkpoints.original.unusual import KEY
+from sfumato.checkpoints.original.notes import KEY
 from sfumato.errors import ConfigError
 from sfumato.models.autoencoder import AutoencoderKL
 from sfumato.pipelines.stable_diffusion import StableDiffusionPipeline

@@ -30,13 +30,13 @@ from sfumato.checkpoints.classes import CLASSES
 from sfumato.checkpoints.fitting import assign, build_without_memory, check_fit
 from sfumato.checkpoints.hub import local_file
 from sfumato.checkpoints.hub_names import take_hub_options
-from sfumato.checkpoints.original import keys, latent, sizes, unusual
+from sfumato.checkpoints.original import keys, latent, notes, sizes
 from sfumato.checkpoints.original.conditions import SEMANTIC, condition_config, condition_keys
+from sfumato.checkpoints.original.detection import detect_family
 from sfumato.checkpoints.original.families import (
     CLASS_NAMES,
     LATENT_FAMILIES,
     Family,
-    detect_family,
     family,
     family_of_repository,
 )
@@ -225,7 +225,7 @@ class OriginalCheckpoint:
         said: Mapping[str, Any] = getattr(self.original, component, {}) if self.original else {}
         given = self.folder.values(component) if self.folder is not None else None
         usual = getattr(self._family_of(component), component)
-        stated = unusual.noted(self.source.metadata, component)
+        stated = notes.noted(self.source.metadata, component)
         own = {short: self.shapes[name] for short, name in part.names.items()}
         if component == "text_encoder":
             rules = keys.open_clip_keys() if part.layout == "open_clip" else keys.clip_keys()

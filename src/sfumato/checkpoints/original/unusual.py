@@ -10,37 +10,19 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
-from sfumato.checkpoints.jsonfile import parse_json
+from sfumato.checkpoints.original.loading import OriginalCheckpoint, open_checkpoint
+from sfumato.checkpoints.original.notes import KEY
 from sfumato.config import Config
 from sfumato.errors import CheckpointError, ConfigError
 
-if TYPE_CHECKING:
-    from sfumato.checkpoints.original.loading import OriginalCheckpoint
-
 logger = logging.getLogger(__name__)
 
-#: The key of the note: JSON, component to field to value.
-KEY = "sfumato.config"
 #: What says nothing about how a network computes.
 _HARMLESS = {"sample_size", "dropout", "attention_dropout", "projection_dim"}
-
-
-def noted(metadata: Mapping[str, str], component: str) -> dict[str, Any]:
-    """The fields of a component's configuration that a file notes.
-
-    Raises:
-        ConfigError: the note is none.
-    """
-    if KEY not in metadata:
-        return {}
-    values = parse_json(metadata[KEY], f"the metadata {KEY}").get(component, {})
-    if not isinstance(values, dict):
-        raise ConfigError(f"The metadata {KEY} has something else than settings.")
-    return values
 
 
 def note(networks: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> dict[str, str]:
@@ -50,8 +32,6 @@ def note(networks: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> di
         networks: by component, with their configurations.
         tensors: of the file to be.
     """
-    from sfumato.checkpoints.original.loading import open_checkpoint
-
     component = next(iter(networks)) if len(networks) == 1 else None
     try:
         checkpoint = open_checkpoint(dict(tensors), component=component)
