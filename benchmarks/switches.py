@@ -128,6 +128,18 @@ def in_a_child(library: str, case: Case, size: int, model: str) -> dict[str, flo
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def noted() -> dict[str, Any]:
+    """The results of all runs so far: by case, size and library."""
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+
+
+def note(case: str, size: int, library: str, found: dict[str, float]) -> None:
+    """Add a result to those in the file at once, so that runs beside each other lose none."""
+    results = noted()
+    results.setdefault(case, {}).setdefault(str(size), {})[library] = found
+    RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+
+
 def write_model(place: Path) -> str:
     """A folder with random weights."""
     import torch
@@ -197,19 +209,17 @@ def main() -> None:
     if arguments.child:
         print(json.dumps(measure(arguments.child, chosen[0], sizes[0], arguments.model)))
         return
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         model = arguments.model or (None if arguments.table else write_model(Path(folder) / "sd"))
         for size in () if arguments.table else sizes:
             for case in chosen:
-                found = results.setdefault(case.name, {}).setdefault(str(size), {})
                 for library in arguments.library or LIBRARIES:
                     if library in case.libraries:
-                        found[library] = in_a_child(library, case, size, str(model))
-                        print(f"{case.name}, {size}, {library}: {found[library]}", flush=True)
-                RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
-    write_page(results)
-    print("\n".join(rows_of(results)))
+                        found = in_a_child(library, case, size, str(model))
+                        note(case.name, size, library, found)
+                        print(f"{case.name}, {size}, {library}: {found}", flush=True)
+    write_page(noted())
+    print("\n".join(rows_of(noted())))
 
 
 if __name__ == "__main__":

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.runtime import kernels, pointwise
 
 
-def norm_act(norm: nn.Module, act: nn.Module, x: Tensor) -> Tensor:
-    """``act(norm(x))``."""
-    if kernels.computing() and _bare(norm, nn.GroupNorm) and _bare(act, nn.SiLU):
-        assert isinstance(norm, nn.GroupNorm)
-        y = pointwise.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps, silu=True)
+def norm_act(norm: nn.Module, act: nn.Module, x: Tensor, overwrite: bool = False) -> Tensor:
+    """``act(norm(x))``.
+
+    With ``overwrite`` the result may take the place of ``x``, of which the caller says that nobody
+    else needs it; without gradients only.
+    """
+    if not is_bare(norm, nn.GroupNorm) or not is_bare(act, nn.SiLU):
+        return act(norm(x))
+    assert isinstance(norm, nn.GroupNorm)
+    if kernels.computing():
+        y = pointwise.group_norm(
+            x, norm.num_groups, norm.weight, norm.bias, norm.eps, silu=True, overwrite=overwrite
+        )
         if y is not None:
             return y
-    return act(norm(x))
+    y = norm(x)
+    return act(y) if torch.is_grad_enabled() else F.silu(y, inplace=True)
 
 
 def geglu(x: Tensor) -> Tensor:
@@ -27,10 +37,10 @@ def geglu(x: Tensor) -> Tensor:
     return x * F.gelu(gate)
 
 
-def _bare(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether calling a module does nothing beside what its class does."""
+def is_bare(module: nn.Module, kind: type[nn.Module] | None = None) -> bool:
+    """Whether calling a module does nothing beside what its class, or this very one, does."""
     return (
-        type(module) is kind
+        (kind is None or type(module) is kind)
         and "forward" not in module.__dict__
         and not module._forward_pre_hooks
         and not module._forward_hooks

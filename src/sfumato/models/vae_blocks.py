@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
 from sfumato.models.attention import Attention
 from sfumato.models.conventions import VAE_EPS as EPS
-from sfumato.models.fused import norm_act
+from sfumato.models.frugal import run
+from sfumato.models.fused import is_bare, norm_act
 from sfumato.models.layers import Downsample2D, ResnetBlock2D, Upsample2D
 from sfumato.models.vae_in_bands import decode_in_bands, encode_in_bands
 
@@ -72,13 +74,18 @@ class Stage(nn.Module):
             self.upsamplers = nn.ModuleList([Upsample2D(out_channels)])
         self._resizers = {"down": "downsamplers", "up": "upsamplers"}.get(resize or "")
 
-    def forward(self, x: Tensor) -> Tensor:
+    def layers(self) -> Iterator[nn.Module]:
+        """What a map goes through, in order."""
         for i, resnet in enumerate(self.resnets):
-            x = resnet(x)
+            yield resnet
             if self.attentions is not None:
-                x = self.attentions[i](x)
-        for resizer in getattr(self, self._resizers) if self._resizers else ():
-            x = resizer(x)
+                yield self.attentions[i]
+        if self._resizers:
+            yield from getattr(self, self._resizers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers():
+            x = layer(x)
         return x
 
 
@@ -90,11 +97,25 @@ class MidBlock(nn.Module):
         self.attentions = nn.ModuleList([_attention(channels, groups)] if attention else [])
         self.resnets = nn.ModuleList(_resnet(channels, channels, groups, act_fn) for _ in range(2))
 
+    def layers(self) -> Iterator[nn.Module]:
+        """What a map goes through, in order."""
+        yield self.resnets[0]
+        yield from self.attentions
+        yield self.resnets[1]
+
     def forward(self, x: Tensor) -> Tensor:
-        x = self.resnets[0](x)
-        for attention in self.attentions:
-            x = attention(x)
-        return self.resnets[1](x)
+        for layer in self.layers():
+            x = layer(x)
+        return x
+
+
+def _layers(blocks: Iterable[Any]) -> Iterator[nn.Module]:
+    """The layers of blocks; a block that somebody watches or replaced stays in one piece."""
+    for block in blocks:
+        if is_bare(block, Stage) or is_bare(block, MidBlock):
+            yield from block.layers()
+        else:
+            yield block
 
 
 class Encoder(nn.Module):
@@ -132,10 +153,7 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor, band_pixels: int | None = None) -> Tensor:
         if band_pixels is not None:
             return encode_in_bands(self, x, band_pixels)
-        x = self.conv_in(x)
-        for block in self.down_blocks:
-            x = block(x)
-        x = self.mid_block(x)
+        x = run([self.conv_in, *_layers([*self.down_blocks, self.mid_block])], x)
         return self.conv_out(norm_act(self.conv_norm_out, self.conv_act, x))
 
 
@@ -173,9 +191,8 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor, band_pixels: int | None = None) -> Tensor:
         if band_pixels is not None:
             return decode_in_bands(self, z, band_pixels)
-        x = self.mid_block(self.conv_in(z))
+        dtype = next(self.up_blocks.parameters()).dtype
         # The upper half may run in float32 while the rest is 16-bit (`upcast_vae`).
-        x = x.to(next(self.up_blocks.parameters()).dtype)
-        for block in self.up_blocks:
-            x = block(x)
+        x = run([self.conv_in, *_layers([self.mid_block])], z).to(dtype)
+        x = run(_layers(self.up_blocks), x)
         return self.conv_out(norm_act(self.conv_norm_out, self.conv_act, x))

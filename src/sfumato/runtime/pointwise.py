@@ -23,10 +23,12 @@ def group_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
     silu: bool = False,
+    overwrite: bool = False,
 ) -> Tensor | None:
     """Group norm of ``(N, C, H, W)`` or ``(N, C, L)`` whose channels lie side by side.
 
-    With ``silu``, that activation in the same pass. Beyond that, arguments as in torch's function.
+    With ``silu``, that activation in the same pass; with ``overwrite``, all in the input's place.
+    Beyond that, arguments as in torch's function.
     """
     if input.ndim not in (3, 4) or not _computable(input, weight, bias):
         return None
@@ -35,7 +37,7 @@ def group_norm(
         return None
     if not _fits(weight, channels) or not _fits(bias, channels) or not _channels_last(input):
         return None
-    out = torch.empty_like(input)
+    out = input if overwrite else torch.empty_like(input)
     pointwise.group_norm(
         NAMES[input.dtype],
         input.data_ptr(),
