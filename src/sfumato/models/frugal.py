@@ -15,6 +15,10 @@ from torch import Tensor, nn
 
 from sfumato.models.fused import is_bare, norm_act
 from sfumato.models.layers import ResnetBlock2D
+from sfumato.runtime.allocator import release_memory
+
+#: Bytes of a map from which on it is worth asking the allocator for what it keeps.
+LARGE = 32 * 2**20
 
 
 def run(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
@@ -23,10 +27,13 @@ def run(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
     del x
     for layer in layers:
         unseen = not torch.is_grad_enabled() and all(map(is_bare, layer.modules()))
+        size = held[0].nbytes
         if ours and unseen and type(layer) is ResnetBlock2D and layer.resample is None:
             held.append(_resnet(layer, held))
         else:
             held.append(layer(held.pop()))
+        if size < held[0].nbytes >= LARGE and held[0].device.type == "cpu":
+            release_memory()  # what smaller maps left in pieces would lie idle from here on
         ours = unseen
     return held.pop()
 
