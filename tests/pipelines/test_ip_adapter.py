@@ -13,10 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
+from sfumato import PerturbedAttentionGuidance
 from sfumato.errors import InputError
 from sfumato.models.ip_attention import IPAdapterAttnProcessor2_0
 from sfumato.models.processors import AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor
 from sfumato.pipelines.callbacks import SDCFGCutoffCallback
+from sfumato.pipelines.savings import TextGate, TokenMerging
 from sfumato.pipelines.stable_diffusion import StableDiffusionPipeline
 from tests.pipelines.ip_adapters import (
     KINDS,
@@ -291,6 +293,19 @@ def test_guidance_can_end_during_a_call() -> None:
     steps = {"num_inference_steps": 4, "callback_on_step_end": callback}
     drawn = _draw(pipeline, _picture(), **steps)
     assert not torch.equal(drawn, _draw(pipeline, _picture(1), **steps))
+
+
+@pytest.mark.parametrize("more", [{}, {"guidance": PerturbedAttentionGuidance(2.0)}])
+def test_masks_count_while_the_text_is_gated(more: Any) -> None:
+    pipeline = _loaded("plain")
+    left = torch.zeros(1, 1, 16, 16)
+    left[..., :8] = 1
+    masked = {"cross_attention_kwargs": {"ip_adapter_masks": [left]}, **more}
+    drawn = _draw(pipeline, _picture(), savings=TextGate(1.0), **masked)
+    assert torch.allclose(drawn, _draw(pipeline, _picture(), **masked), atol=1e-6)
+    gated = {"num_inference_steps": 4, "savings": [TextGate(0.5), TokenMerging(0.5)]}
+    drawn = _draw(pipeline, _picture(), **gated, **masked)
+    assert not torch.allclose(drawn, _draw(pipeline, _picture(), **gated, **more), atol=1e-3)
 
 
 def test_a_call_in_16_bits_takes_embeddings_in_32() -> None:

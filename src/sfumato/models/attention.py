@@ -122,15 +122,18 @@ class Attention(nn.Module):
         Returns:
             A tensor shaped like ``hidden_states``.
         """
+        accepted = self._accepted(cross_attention_kwargs)
         replacement = replacement_for(self)
         if replacement is not None:
-            return replacement(self, hidden_states, encoder_hidden_states, attention_mask)
+            return replacement(
+                self, hidden_states, encoder_hidden_states, attention_mask, **accepted
+            )
         return self.processor(
             self,
             hidden_states,
             encoder_hidden_states=encoder_hidden_states,
             attention_mask=attention_mask,
-            **self._accepted(cross_attention_kwargs),
+            **accepted,
         )
 
     # The steps of a processor.

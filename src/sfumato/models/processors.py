@@ -95,14 +95,28 @@ class AttnProcessor(AttnProcessor2_0):
         return plain_attention(q, k, v, bias, scale)
 
 
-class IdentityAttention(AttnProcessor2_0):
+class StandIn(AttnProcessor2_0):
+    """In the place of any processor for a while, of whose keywords it takes no notice."""
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **of_the_other: Any,
+    ) -> Tensor:
+        return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask)
+
+
+class IdentityAttention(StandIn):
     """Self-attention of each place to itself alone: what perturbed-attention guidance asks for."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
         return v
 
 
-class StoringAttention(AttnProcessor2_0):
+class StoringAttention(StandIn):
     """Attention that keeps the weights of its last call, ``(N, heads, L, S)``."""
 
     weights: Tensor | None = None
@@ -119,7 +133,10 @@ _replacements: ContextVar[Mapping[Any, AttentionProcessor]] = ContextVar(
 
 @contextmanager
 def replaced_processors(processors: Mapping[Any, AttentionProcessor]) -> Iterator[None]:
-    """Let layers compute with other processors for a while, in this thread alone."""
+    """Let layers compute with other processors for a while, in this thread alone.
+
+    These are given the keywords that the layers' own processors accept.
+    """
     token = _replacements.set({**_replacements.get(), **processors})
     try:
         yield

@@ -122,13 +122,16 @@ class MergedAttention:
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        **keywords: Any,
     ) -> Tensor:
         height, width = self.size
         fits = hidden_states.ndim == 3 and hidden_states.shape[1] == height * width
         fits = fits and self.ratio * height * width >= 1
         if not fits or attention_mask is not None or encoder_hidden_states is not None:
-            return self.inner(attn, hidden_states, encoder_hidden_states, attention_mask)
+            return self.inner(
+                attn, hidden_states, encoder_hidden_states, attention_mask, **keywords
+            )
         cells = (height // CELL) * (width // CELL)
         choice = self.draw(cells).to(hidden_states.device)
         merging = match(hidden_states, height, width, self.ratio, choice)
-        return merging.unmerge(self.inner(attn, merging.merge(hidden_states)))
+        return merging.unmerge(self.inner(attn, merging.merge(hidden_states), **keywords))

@@ -233,12 +233,13 @@ class _GatedAttention:
         hidden_states: Tensor,
         encoder_hidden_states: Any = None,
         attention_mask: Tensor | None = None,
+        **keywords: Any,
     ) -> Tensor:
         kept, rows = self.answer, len(hidden_states)
         if self.closed() and kept is not None and len(kept) % rows == 0:
             # As in the paper: the mean of what was said to both prompts.
             return kept.unflatten(0, (-1, rows)).mean(0)
-        answer = self.inner(attn, hidden_states, encoder_hidden_states, attention_mask)
+        answer = self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, **keywords)
         self.answer = answer
         return answer
 
