@@ -19,7 +19,7 @@ from sfumato.quantization.names import KINDS
 from sfumato.quantization.network import quantization_of, quantize
 from sfumato.quantization.tensor import QuantizedTensor, stored
 from sfumato.quantization.winograd import WinogradTensor
-from sfumato.runtime import pages
+from sfumato.runtime import kernels, layer_kernels, pages
 from tests.adapters.files_like import kohya_file, norm_file, peft_file
 from tests.pipelines.tiny import tiny_unet
 
@@ -211,3 +211,28 @@ def test_quantised_weights_wait_in_files_too(kind: str) -> None:
     parts = [part for part in stored(network.parameters()) if part.nbytes >= 2 * pages.PAGE]
     assert parts and not pages.off_files(parts)
     assert torch.equal(answer(network), expected)
+
+
+@pytest.mark.skipif(not kernels.available(), reason="no kernels here")
+@torch.no_grad()
+def test_the_plain_numbers_of_blocks_are_multiplied_by_the_compiled_kernels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    linear, conv = nn.Linear(64, 96), nn.Conv2d(32, 32, 3, padding=1)
+    x, picture = torch.randn(512, 64), torch.randn(2, 32, 16, 16)
+    quantize(nn.Sequential(linear, conv), "int8-weights", keep=())
+    expected = linear(x), conv(picture)
+    taken: list[str] = []
+    for name in ("linear", "convolve"):
+        compute = getattr(layer_kernels, name)
+
+        def noting(*given: Any, name: str = name, compute: Any = compute) -> Any:
+            result = compute(*given)
+            taken.extend([name] * (result is not None))
+            return result
+
+        monkeypatch.setattr(layer_kernels, name, noting)
+    with kernels.active():
+        found = linear(x), conv(picture)
+    assert taken == ["linear", "convolve"]
+    assert max(map(distance, found, expected)) < 1e-5

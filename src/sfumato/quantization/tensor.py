@@ -16,6 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from sfumato.runtime import layer_kernels
+from sfumato.runtime.kernels import computing
+
 _aten = torch.ops.aten
 #: Functions that leave the numbers as they are: their result is quantised too.
 _KEEPING = (_aten.detach.default, _aten.clone.default, _aten.alias.default, _aten._to_copy.default)
@@ -45,13 +48,13 @@ class QuantizedTensor(Tensor):
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """What `torch.nn.functional.linear` does."""
-        return F.linear(x, self.plain(x.dtype), bias)
+        return plain_linear(x, self.plain(x.dtype), bias)
 
     def convolve(
         self, x: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
     ) -> Tensor:
         """What `torch.nn.functional.conv2d` does."""
-        return F.conv2d(x, self.plain(x.dtype), bias, stride, padding, dilation, groups)
+        return plain_conv2d(x, self.plain(x.dtype), bias, stride, padding, dilation, groups)
 
     def with_inner(
         self, inner: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
@@ -120,6 +123,21 @@ def stored(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
             yield from tensor.parts().values()
         else:
             yield tensor
+
+
+# What has come here from inside `kernels.active` does not pass there again by itself.
+
+
+def plain_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear layer of plain numbers, through the compiled kernels where a network uses them."""
+    made = layer_kernels.linear(x, weight, bias) if computing() else None
+    return F.linear(x, weight, bias) if made is None else made
+
+
+def plain_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    """The same for a convolution; ``rest`` is stride, padding, dilation and groups."""
+    made = layer_kernels.convolve(x, weight, bias, *rest) if computing() else None
+    return F.conv2d(x, weight, bias, *rest) if made is None else made
 
 
 def _moved(weight: QuantizedTensor, dtype: Any, device: Any, *, copied: bool) -> QuantizedTensor:
