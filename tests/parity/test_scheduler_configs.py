@@ -103,3 +103,12 @@ def test_a_changed_setting_is_swapped_as_in_diffusers() -> None:
     assert public(mine.config) == public(other.config)
     swapped = ours.PNDMScheduler.from_config(mine.config)
     assert public(swapped.config) == public(theirs.PNDMScheduler.from_config(other.config).config)
+
+
+def test_a_configuration_is_read_without_its_scheduler_as_in_diffusers(tmp_path: Path) -> None:
+    made(theirs, "PNDMScheduler").save_pretrained(tmp_path / "scheduler")
+    read = ours.DDIMScheduler.load_config(tmp_path, subfolder="scheduler")
+    assert read == theirs.DDIMScheduler.load_config(tmp_path, subfolder="scheduler")
+    assert ours.DDIMScheduler.load_config(tmp_path / "scheduler", True, eta=1)[1] == {"eta": 1}
+    mine = ours.DDIMScheduler.from_config(read)
+    assert json.loads(mine.to_json_string())["beta_start"] == 0.00085

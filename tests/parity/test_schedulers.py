@@ -242,3 +242,17 @@ def test_ways_chosen_by_hand_are_as_in_diffusers(name: str, arguments: dict[str,
     torch.testing.assert_close(mine.timesteps, other.timesteps)
     torch.testing.assert_close(*ends, atol=1e-4, rtol=1e-4)
     assert mine.num_inference_steps == other.num_inference_steps or name in NOT_COUNTED
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "DDPMScheduler", "LCMScheduler"])
+def test_predicted_noise_means_a_clipped_picture_even_without_any_signal(name: str) -> None:
+    config = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "clip_sample": True}
+    mine, other = getattr(ours, name)(**config), getattr(theirs, name)(**config)
+    start, ends = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)), []
+    for scheduler in (mine, other):
+        scheduler.set_timesteps(5)
+        x, source = start, {"generator": generators(False)}
+        for t in scheduler.timesteps:
+            x = scheduler.step(network(x, t), t, x, **accepted_options(scheduler.step, source))[0]
+        ends.append(x)
+    torch.testing.assert_close(*ends, atol=1e-4, rtol=1e-4)

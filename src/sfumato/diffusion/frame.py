@@ -21,6 +21,9 @@ from sfumato.diffusion.plan import DENOISED, OUTPUT, Column, Limit, Plan, X
 from sfumato.diffusion.schedule import Array, Levels, Schedule, Timesteps
 from sfumato.errors import ConfigError
 
+#: Divides what is limited afterwards, in place of 0.
+LEAST_ALPHA = 1e-12
+
 
 @dataclass(frozen=True, eq=False)
 class Frame:
@@ -95,14 +98,18 @@ def as_trained(
     Args:
         schedule: the way.
         prediction: what the network predicts, see `to_denoised`.
-        limit: clip or threshold for the denoised picture.
+        limit: clip or threshold for the denoised picture. Even where x is nothing but noise it
+            makes a picture of what differs from the predicted noise.
     """
+    read = schedule.now
+    if limit is not None:
+        read = Levels(np.maximum(read.alpha, LEAST_ALPHA), read.sigma)
     return Frame(
         timesteps=schedule.timesteps,
         now=schedule.now,
         next=schedule.next,
         input_scale=np.ones(len(schedule)),
-        denoised=to_denoised(schedule.now, prediction),
+        denoised=to_denoised(read, prediction),
         epsilon=to_epsilon(schedule.now, prediction),
         limit=limit,
     )

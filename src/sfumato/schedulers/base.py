@@ -176,16 +176,46 @@ class Scheduler(Generic[C]):
             CheckpointError: when there is no such file.
             ConfigError: when its content is wrong.
         """
+        config, kwargs = cls.load_config(
+            pretrained_model_name_or_path, True, subfolder=subfolder, **kwargs
+        )
+        return cls.from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
+
+    @classmethod
+    def load_config(
+        cls,
+        pretrained_model_name_or_path: str | PathLike[str],
+        return_unused_kwargs: bool = False,
+        *,
+        subfolder: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The content of a folder's ``scheduler_config.json``, for `from_config`.
+
+        Args:
+            pretrained_model_name_or_path: the folder, or a name on the hub.
+            return_unused_kwargs: return ``(config, unused)``.
+            subfolder: a folder in it, such as ``scheduler``.
+            kwargs: how to ask the hub; others are left.
+
+        Raises:
+            CheckpointError: when there is no such file.
+            ConfigError: when it is not a JSON object.
+        """
         hub = take_hub_options(kwargs)
         config = storage.read_config(pretrained_model_name_or_path, cls.config_name, subfolder, hub)
-        kwargs = {k: v for k, v in kwargs.items() if k not in storage.LOADING_OPTIONS}
-        return cls.from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
+        unused = {k: v for k, v in kwargs.items() if k not in storage.LOADING_OPTIONS}
+        return (config, unused) if return_unused_kwargs else config
 
     def save_pretrained(self, save_directory: str | PathLike[str]) -> None:
         """Write ``scheduler_config.json`` into a folder, which is made if needed."""
         storage.write_config(save_directory, self.config_name, type(self).__name__, self.config)
 
     save_config = save_pretrained
+
+    def to_json_string(self) -> str:
+        """What `save_pretrained` writes."""
+        return storage.config_text(type(self).__name__, self.config) + "\n"
 
     @property
     def compatibles(self) -> list[type[Scheduler[Any]]]:
