@@ -22,17 +22,24 @@ NUMBERS __m512 load_some(const void *x, long at, __mmask16 mask, int bfloat16) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
 }
 
-/* Rounded to nearest, ties to even. */
+/* Rounded to nearest, ties to even. Whole vectors go without a mask: some processors take many
+ * times as long for a masked store. */
 NUMBERS void store_some(void *to, long at, __mmask16 mask, int bfloat16, __m512 value) {
     if (!bfloat16) {
-        _mm512_mask_storeu_ps((float *)to + at, mask, value);
+        if (mask == 0xffff)
+            _mm512_storeu_ps((float *)to + at, value);
+        else
+            _mm512_mask_storeu_ps((float *)to + at, mask, value);
         return;
     }
     __m512i bits = _mm512_castps_si512(value);
     __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     bits = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-    _mm256_mask_storeu_epi16((uint16_t *)to + at, mask,
-                             _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)));
+    __m256i halves = _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16));
+    if (mask == 0xffff)
+        _mm256_storeu_si256((__m256i *)((uint16_t *)to + at), halves);
+    else
+        _mm256_mask_storeu_epi16((uint16_t *)to + at, mask, halves);
 }
 
 NUMBERS void extremes_of(const void *x, long start, long count, int bfloat16, float *low,
@@ -73,8 +80,11 @@ NUMBERS void quantise_of(const void *x, long start, long count, int bfloat16, fl
         __mmask16 mask = some(count - k);
         __m512 v = load_some(x, start + k, mask, bfloat16);
         __m512i q = _mm512_cvtps_epi32(_mm512_fmadd_ps(v, factor, add));
-        q = _mm512_max_epi32(q, _mm512_setzero_si512());
-        _mm_mask_storeu_epi8(to + k, mask, _mm512_cvtusepi32_epi8(q));
+        __m128i bytes = _mm512_cvtusepi32_epi8(_mm512_max_epi32(q, _mm512_setzero_si512()));
+        if (mask == 0xffff)
+            _mm_storeu_si128((__m128i *)(to + k), bytes);
+        else
+            _mm_mask_storeu_epi8(to + k, mask, bytes);
     }
 }
 
