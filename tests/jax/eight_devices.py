@@ -6,6 +6,7 @@ Run by ``test_devices.py`` in a process of its own, since JAX counts its devices
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import Any
 
@@ -17,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from sfumato.errors import InputError
 from sfumato.jax.devices import make_mesh, replicate, shard
 from sfumato.jax.pipeline import FlaxStableDiffusionPipeline
+from tests.jax.test_forms import chain
 
 
 def far(a: Any, b: Any) -> float:
@@ -62,7 +64,23 @@ def main(folder: str) -> None:
     ]
     found["keys"] = far(np.concatenate([np.asarray(a) for a in alone]), drawn)
     found["unsplit"] = far(draw(ids, params, key), draw(shard(ids), replicate(params), key))
+    found |= kernels_on_a_mesh()
     print(json.dumps(found))
+
+
+def kernels_on_a_mesh() -> dict[str, float]:
+    """How far kernels with spread arguments are from those without, and what XLA moves."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((8, 16, 16, 48)).astype(np.float32)
+    weight = rng.standard_normal((48, 48, 3, 3)).astype(np.float32) / 20
+    mesh = make_mesh(8, model=2)
+    spread = jax.device_put(x, NamedSharding(mesh, P("data")))
+    parts = jax.device_put(weight, NamedSharding(mesh, P("model")))
+    compiled = jax.jit(chain).lower(spread, parts).compile()
+    gathered = re.findall(r"= f32\[(\S+?)\]\S* all-gather\(", compiled.as_text())
+    apart = np.abs(np.asarray(compiled(spread, parts)) - np.asarray(jax.jit(chain)(x, weight)))
+    pictures = [shape for shape in gathered if not shape.startswith(("48,48", "96,48"))]
+    return {"kernels": float(apart.max()), "gathered": len(pictures)}
 
 
 if __name__ == "__main__":

@@ -30,9 +30,10 @@ def test_eight_virtual_devices_draw_what_one_draws(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    for form in ("mesh", "model", "seed", "pmap", "keys", "unsplit"):
+    for form in ("mesh", "model", "seed", "pmap", "keys", "unsplit", "kernels"):
         assert found[form] < 1e-5, (form, found)
     assert found["devices"] == 8
+    assert found["gathered"] == 0  # each device computes its own pictures
     assert found["shape"] == [8, 1, 16, 16, 3]
     assert "A batch of 3 pictures cannot be shared out among 4 devices" in found["refused"]
 

@@ -1,8 +1,8 @@
 """The operations of `sfumato.graph.ops` in JAX, for tracing, ``jit``, ``grad`` and sharding.
 
 Feature maps are NHWC, which suits XLA's convolutions on processors and TPUs alike. Weights are
-leaves of a flat dictionary under diffusers' names, in the shapes that the files have. XLA moves
-what it wants moved: a kernel's axes are named, not transposed.
+leaves of a flat dictionary under diffusers' names, in the shapes that the files have. What takes
+the time is in `sfumato.jax.forms`, which knows how to compute it on each kind of device.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ from jax import Array, lax
 
 from sfumato.graph.ops import Activation
 from sfumato.graph.weights import Weights
-from sfumato.jax.attention import attention
-
-_AXES = ("NHWC", "OIHW", "NHWC")
+from sfumato.jax import forms
 
 ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
@@ -45,7 +43,6 @@ class JaxOps:
 
     def __init__(self, dtype: Any = jnp.float32) -> None:
         self.dtype = jnp.dtype(dtype)
-        self.precision = lax.Precision.HIGHEST if self.dtype == jnp.float32 else None
 
     # -- numbers from outside -------------------------------------------------------------------
 
@@ -87,28 +84,16 @@ class JaxOps:
         stride: int = 1,
         padding: tuple[int, int, int, int] = (0, 0, 0, 0),
     ) -> Array:
-        above, below, left, right = padding
-        out = lax.conv_general_dilated(
-            x,
-            self.weight(layer, "weight"),
-            (stride, stride),
-            ((above, below), (left, right)),
-            dimension_numbers=_AXES,
-            precision=self.precision,
-        )
-        return self._with_bias(out, layer)
+        weight = self.weight(layer, "weight")
+        return forms.convolve(x, weight, self._bias(layer), stride=stride, padding=padding)
 
     def group_norm(
         self, x: Array, layer: Weights, groups: int, eps: float, act: Activation | None = None
     ) -> Array:
-        n, height, width, channels = x.shape
-        grouped = x.astype(jnp.float32).reshape(n, height * width, groups, channels // groups)
-        mean = grouped.mean(axis=(1, 3), keepdims=True)
-        variance = jnp.square(grouped - mean).mean(axis=(1, 3), keepdims=True)
-        normal = ((grouped - mean) * lax.rsqrt(variance + eps)).reshape(x.shape)
         weight, bias = (self.weight(layer, name) for name in ("weight", "bias"))
-        out = normal * weight + bias
-        return (out if act is None else ACTIVATIONS[act](out)).astype(x.dtype)
+        silu = act == "silu"
+        out = forms.group_norm(x, weight, bias, groups=groups, eps=eps, silu=silu)
+        return out if act is None or silu else ACTIVATIONS[act](out)
 
     def add_vector(self, x: Array, vector: Array) -> Array:
         return x + vector[:, None, None, :]
@@ -145,13 +130,7 @@ class JaxOps:
     # -- plain arrays ---------------------------------------------------------------------------
 
     def linear(self, x: Array, layer: Weights) -> Array:
-        weight = self.weight(layer, "weight")
-        if weight.ndim != 2:  # a 1x1 convolution, as some files have it
-            weight = weight.reshape(weight.shape[0], -1)
-        product = lax.dot_general(
-            x, weight, (((x.ndim - 1,), (1,)), ((), ())), precision=self.precision
-        )
-        return self._with_bias(product, layer)
+        return forms.linear(x, self.weight(layer, "weight"), self._bias(layer))
 
     def layer_norm(self, x: Array, layer: Weights, eps: float) -> Array:
         wide = x.astype(jnp.float32)
@@ -161,8 +140,7 @@ class JaxOps:
         return (centred * lax.rsqrt(variance + eps) * weight + bias).astype(x.dtype)
 
     def geglu(self, x: Array) -> Array:
-        value, gate = jnp.split(x, 2, axis=-1)
-        return value * jax.nn.gelu(gate, approximate=False)
+        return forms.geglu(x)
 
     def attention(
         self,
@@ -173,7 +151,7 @@ class JaxOps:
         bias: Array | None = None,
         causal: bool = False,
     ) -> Array:
-        return attention(q, k, v, heads, bias, causal)
+        return forms.attention(q, k, v, bias, heads=heads, causal=causal)
 
     def embedding(self, ids: Array, layer: Weights) -> Array:
         return self.cast(jnp.asarray(layer["weight"])[ids])
@@ -207,8 +185,8 @@ class JaxOps:
 
     # -- inside ---------------------------------------------------------------------------------
 
-    def _with_bias(self, out: Array, layer: Weights) -> Array:
-        return out + self.weight(layer, "bias") if "bias" in layer else out
+    def _bias(self, layer: Weights) -> Array | None:
+        return self.weight(layer, "bias") if "bias" in layer else None
 
 
 def _nearest(old: int, new: int) -> np.ndarray[Any, Any]:
