@@ -133,7 +133,7 @@ def main() -> None:
         write_model(folder / "model")
         pipeline, _ = FlaxStableDiffusionPipeline.from_pretrained(folder / "model")
         given = inputs() | {"ids": pipeline.prepare_inputs(["a red apple", "two cats"])}
-        np.savez(folder / "inputs.npz", **given)
+        np.savez(folder / "inputs.npz", allow_pickle=False, **given)
         script = Path(__file__).with_name("upstream_reference.py")
         names = (script, folder / "model", folder / "inputs.npz", folder / "outputs.npz")
         subprocess.run([options.python, *names], check=True)
