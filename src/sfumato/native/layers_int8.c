@@ -70,19 +70,40 @@ static void gather_rows(const struct layer *l, long first, long rows, element *t
     }
 }
 
+/* Outputs of one or two vectors of columns, from column `n` of the matrix on. */
+NUMBERS void finish_columns(const struct layer *l, const float *sums, const struct range *ranges,
+                            long first, long rows, long n, const int vectors, int bfloat16) {
+    __m512 scales[2], offsets[2], bias[2];
+    __mmask16 masks[2];
+    for (int j = 0; j < vectors; j++) {
+        long at = n + 16 * j;
+        masks[j] = some(l->columns - at);
+        scales[j] = _mm512_maskz_loadu_ps(masks[j], l->scales + at);
+        offsets[j] = _mm512_maskz_loadu_ps(masks[j], l->offsets + at);
+        bias[j] = l->bias ? _mm512_maskz_loadu_ps(masks[j], l->bias + at) : _mm512_setzero_ps();
+    }
+    long to = first * l->columns + n;
+    for (long r = 0; r < rows; r++, sums += PANEL, to += l->columns) {
+        __m512 y[2];
+        for (int j = 0; j < vectors; j++)
+            y[j] = restored(sums + 16 * j, ranges[r], scales[j], offsets[j], bias[j]);
+        if (vectors == 2)
+            store_two(l->to, to, bfloat16, y[0], y[1]);
+        else
+            store_some(l->to, to, masks[0], bfloat16, y[0]);
+    }
+}
+
 TARGET static void finish(const struct layer *l, const float *sums, const struct range *ranges,
                           long first, long rows, long column) {
-    for (long r = 0; r < rows; r++, sums += PANEL) {
-        long start = (first + r) * l->columns;
-        for (long n = column; n < smaller(column + PANEL, l->columns); n += 16) {
-            __mmask16 mask = some(l->columns - n);
-            __m512 add = l->bias ? _mm512_maskz_loadu_ps(mask, l->bias + n) : _mm512_setzero_ps();
-            __m512 y = restored(sums + n - column, ranges[r],
-                                _mm512_maskz_loadu_ps(mask, l->scales + n),
-                                _mm512_maskz_loadu_ps(mask, l->offsets + n), add);
-            store_some(l->to, start + n, mask, l->bfloat16, y);
-        }
-    }
+    long stop = smaller(column + PANEL, l->columns), n = column;
+    for (; n + 32 <= stop; n += 32, sums += 32)
+        if (l->bfloat16)
+            finish_columns(l, sums, ranges, first, rows, n, 2, 1);
+        else
+            finish_columns(l, sums, ranges, first, rows, n, 2, 0);
+    for (; n < stop; n += 16, sums += 16)
+        finish_columns(l, sums, ranges, first, rows, n, 1, l->bfloat16);
 }
 
 static void layer_task(void *context, long task, int worker) {

@@ -22,8 +22,14 @@ NUMBERS __m512 load_some(const void *x, long at, __mmask16 mask, int bfloat16) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
 }
 
-/* Rounded to nearest, ties to even. Whole vectors go without a mask: some processors take many
- * times as long for a masked store. */
+/* Bits of which the upper half is the number in bfloat16, rounded to nearest, ties to even. */
+NUMBERS __m512i rounded_bits(__m512 value) {
+    __m512i bits = _mm512_castps_si512(value);
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    return _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+}
+
+/* Whole vectors go without a mask: some processors take many times as long for a masked store. */
 NUMBERS void store_some(void *to, long at, __mmask16 mask, int bfloat16, __m512 value) {
     if (!bfloat16) {
         if (mask == 0xffff)
@@ -32,14 +38,29 @@ NUMBERS void store_some(void *to, long at, __mmask16 mask, int bfloat16, __m512 
             _mm512_mask_storeu_ps((float *)to + at, mask, value);
         return;
     }
-    __m512i bits = _mm512_castps_si512(value);
-    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    bits = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-    __m256i halves = _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16));
+    __m256i halves = _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded_bits(value), 16));
     if (mask == 0xffff)
         _mm256_storeu_si256((__m256i *)((uint16_t *)to + at), halves);
     else
         _mm256_mask_storeu_epi16((uint16_t *)to + at, mask, halves);
+}
+
+/* Where the upper halves of two vectors' words are. */
+static const uint16_t UPPER_HALVES[32] __attribute__((aligned(64))) = {
+    1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
+    33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+
+/* Two whole vectors after each other. */
+NUMBERS void store_two(void *to, long at, int bfloat16, __m512 first, __m512 second) {
+    if (!bfloat16) {
+        _mm512_storeu_ps((float *)to + at, first);
+        _mm512_storeu_ps((float *)to + at + 16, second);
+        return;
+    }
+    __m512i upper = _mm512_load_si512(UPPER_HALVES);
+    _mm512_storeu_si512((uint16_t *)to + at,
+                        _mm512_permutex2var_epi16(rounded_bits(first), upper,
+                                                  rounded_bits(second)));
 }
 
 NUMBERS void extremes_of(const void *x, long start, long count, int bfloat16, float *low,

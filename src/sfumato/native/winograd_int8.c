@@ -16,7 +16,8 @@
 #include "winograd_steps.h"
 
 enum { SIZE = 4, OUTPUTS = 2, PLACES = 16, GROUP_BYTES = 512 << 10, LEAST_GROUP = 48,
-       MOST_GROUP = 192 };
+       MOST_GROUP = 192,
+       SOME_TILES = 36 }; /* of which sums are held at a time, in the second cache */
 
 struct convolution {
     const void *from;
@@ -30,7 +31,7 @@ struct convolution {
     float *numbers;    /* PLACES x length for each worker */
     element *inputs;   /* PLACES x group x length for each worker */
     struct range *ranges;
-    float *sums; /* PLACES x group x PANEL for each worker */
+    float *sums; /* PLACES x SOME_TILES x PANEL for each worker */
 };
 
 struct corner { long picture, y, x; };
@@ -97,7 +98,7 @@ TARGET static void finish(const struct convolution *c, long tile, long column, c
         __m512 bias = c->bias ? _mm512_maskz_loadu_ps(mask, c->bias + n) : _mm512_setzero_ps();
 #pragma GCC unroll 16
         for (int i = 0; i < PLACES; i++)
-            in[i] = restored(sums + i * c->group * PANEL + n - column, ranges[i * c->group],
+            in[i] = restored(sums + i * SOME_TILES * PANEL + n - column, ranges[i * c->group],
                              _mm512_maskz_loadu_ps(mask, c->scales + i * c->columns + n),
                              _mm512_maskz_loadu_ps(mask, c->offsets + i * c->columns + n),
                              _mm512_setzero_ps());
@@ -117,17 +118,21 @@ static void group_task(void *context, long task, int worker) {
     float *numbers = c->numbers + worker * PLACES * c->length;
     element *inputs = c->inputs + worker * PLACES * gap;
     struct range *ranges = c->ranges + worker * PLACES * c->group;
-    float *sums = c->sums + worker * PLACES * c->group * PANEL;
+    float *sums = c->sums + worker * PLACES * SOME_TILES * PANEL;
     for (long t = 0; t < count; t++)
         prepare(c, first + t, numbers, inputs + t * c->length, ranges + t);
     for (long p = panels * part / c->panel_tasks; p < panels * (part + 1) / c->panel_tasks; p++) {
         int width = panel_width(c->columns, p);
         const element *panel = c->packed + p * PANEL * c->length * PLACES;
-        for (int i = 0; i < PLACES; i++)
-            multiply(inputs + i * gap, c->length, count, panel + i * width * c->length,
-                     c->length / PER_WORD, width, sums + i * c->group * PANEL);
-        for (long t = 0; t < count; t++)
-            finish(c, first + t, p * PANEL, sums + t * PANEL, ranges + t);
+        for (long start = 0; start < count; start += SOME_TILES) {
+            long stop = smaller(start + SOME_TILES, count);
+            for (int i = 0; i < PLACES; i++)
+                multiply(inputs + i * gap + start * c->length, c->length, stop - start,
+                         panel + i * width * c->length, c->length / PER_WORD, width,
+                         sums + i * SOME_TILES * PANEL);
+            for (long t = start; t < stop; t++)
+                finish(c, first + t, p * PANEL, sums + (t - start) * PANEL, ranges + t);
+        }
     }
 }
 
@@ -140,7 +145,8 @@ static int run(struct convolution *c, int threads) {
     c->panel_tasks = threads == 1 ? 1 : smaller(panels, (3L * threads + groups - 1) / groups);
     long number = (long)sizeof(float), rows = threads * PLACES * c->group;
     long parts[] = {c->length * number, threads * PLACES * c->length * number, rows * c->length,
-                    rows * (long)sizeof(struct range), rows * PANEL * number};
+                    rows * (long)sizeof(struct range),
+                    threads * PLACES * SOME_TILES * PANEL * number};
     long bytes = 0, starts[5];
     for (int i = 0; i < 5; i++) starts[i] = bytes, bytes += round_up(parts[i], 64);
     char *scratch = take_scratch((size_t)bytes);
