@@ -116,6 +116,7 @@ if TYPE_CHECKING:
         DDPMParallelScheduler,
         DDPMScheduler,
         DEISMultistepScheduler,
+        DPMAdaptiveScheduler,
         DPMSolverMultistepInverseScheduler,
         DPMSolverMultistepScheduler,
         DPMSolverSDEScheduler,
@@ -147,6 +148,7 @@ __version__ = "0.1.0"
 
 #: Where each public name is at home.
 _MODULE_OF = {
+    "DPMAdaptiveScheduler": "sfumato.schedulers",
     "FlaxPNDMScheduler": "sfumato.jax.schedulers",
     "FlaxLMSDiscreteScheduler": "sfumato.jax.schedulers",
     "FlaxEulerDiscreteScheduler": "sfumato.jax.schedulers",
@@ -303,6 +305,7 @@ __all__ = [
     "DDPMPipeline",
     "DDPMScheduler",
     "DEISMultistepScheduler",
+    "DPMAdaptiveScheduler",
     "DPMSolverMultistepInverseScheduler",
     "DPMSolverMultistepScheduler",
     "DPMSolverSDEScheduler",

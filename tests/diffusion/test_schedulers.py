@@ -37,7 +37,10 @@ def made(name: str) -> Any:
     return getattr(schedulers, name)(**{k: v for k, v in config.items() if k in known})
 
 
-@pytest.mark.parametrize("name", schedulers.CLASS_NAMES)
+STEPPED = [name for name in schedulers.CLASS_NAMES if name != "DPMAdaptiveScheduler"]
+
+
+@pytest.mark.parametrize("name", STEPPED)
 def test_a_copy_goes_its_own_way(name: str) -> None:
     scheduler = made(name)
     scheduler.set_timesteps(6)
@@ -48,7 +51,7 @@ def test_a_copy_goes_its_own_way(name: str) -> None:
         torch.testing.assert_close(run(twin, start()), end)
 
 
-@pytest.mark.parametrize("name", schedulers.CLASS_NAMES)
+@pytest.mark.parametrize("name", STEPPED)
 def test_set_timesteps_begins_anew(name: str) -> None:
     scheduler = made(name)
     scheduler.set_timesteps(9)

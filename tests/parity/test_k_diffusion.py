@@ -14,12 +14,13 @@ from sfumato.diffusion.denoise import denoise
 from sfumato.diffusion.noise import GeneratorNoise
 from sfumato.diffusion.samplers.named import NAMED
 from sfumato.diffusion.schedule import SIGMA_RAMPS, TABLE_SCHEDULES, log_table, timestep_at
+from sfumato.schedulers.dpm_adaptive import DPMAdaptiveScheduler
 from sfumato.schedulers.k_diffusion import KDiffusionScheduler
 from tests.parity.k_diffusion_alone import load
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SHAPE = (2, 3, 4, 5)
-ADDED = {
+ADDED = {name for name in NAMED if NAMED[name].wants_negative} | {
     "heunpp2", "ipndm_v", "gradient_estimation", "res_multistep", "res_multistep_ancestral",
     "er_sde", "restart",
 }  # fmt: skip
@@ -221,3 +222,32 @@ def test_noise_of_the_loop_has_the_size_that_the_path_gives() -> None:
         spreads.append(float(step.x.std()))
     ends = scheduler._way.next.ratio if scheduler._way is not None else []
     assert spreads[1::2] == pytest.approx(ends[1::2], rel=0.02)
+
+
+ADAPTIVE: list[dict[str, Any]] = [
+    {},
+    {"order": 2},
+    {"rtol": 0.01, "pcoeff": 0.2, "dcoeff": 0.1},
+    {"h_init": 3.0},
+    {"prediction_type": "v_prediction", "atol": 1e-3},
+    {"eta": 1.0, "s_noise": 1.01},
+    {"eta": 0.5, "order": 2, "accept_safety": 0.9},
+]
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("settings", ADAPTIVE, ids=str)
+def test_dpm_adaptive_ends_as_in_k_diffusion(settings: dict[str, Any]) -> None:
+    sampling, scheduler = load("sampling"), DPMAdaptiveScheduler(**settings)
+    scheduler.set_timesteps(10)
+    low, high = float(scheduler._sigma_table[0]), float(scheduler.init_noise_sigma)
+    x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1)) * high
+    options = {name: value for name, value in settings.items() if name != "prediction_type"}
+    options |= {"disable": True, "return_info": True, "noise_sampler": in_turn}
+    model: Any = Denoiser(scheduler)  # type: ignore[arg-type]
+    want, info = sampling.sample_dpm_adaptive(model, x, low, high, **options)
+    run = scheduler.run()
+    for step in denoise(network, x, None, run, noise=Constant()):
+        x = step.x
+    torch.testing.assert_close(x, want, atol=1e-5, rtol=1e-5)
+    assert len(run) == info["nfe"] - info["n_reject"]  # what is known of the start is kept

@@ -56,6 +56,10 @@ from sfumato.pipelines.sampler_names import (
         ("sa_solver", "SASolverScheduler"),
         ("ipndm", "KDiffusionScheduler"),
         ("dpm_fast", "KDiffusionScheduler"),
+        ("dpm_adaptive", "DPMAdaptiveScheduler"),
+        ("DPM adaptive", "DPMAdaptiveScheduler"),
+        ("euler_cfg_pp", "KDiffusionScheduler"),
+        ("gradient_estimation_cfg_pp", "KDiffusionScheduler"),
         ("uni_pc_bh2", "UniPCMultistepScheduler"),
     ],
 )
@@ -75,7 +79,7 @@ def test_an_old_name_carries_its_schedule(name: str) -> None:
 def test_an_unknown_name_is_an_error_of_bounded_length(name: str) -> None:
     with pytest.raises(InputError, match="There is no sampler") as caught:
         find_sampler(name)
-    assert len(str(caught.value)) < 400
+    assert len(str(caught.value)) < 700
 
 
 def test_a_misspelling_gets_a_hint() -> None:
@@ -123,7 +127,8 @@ def test_every_pair_of_the_tables_makes_a_scheduler_that_can_run(sampler: Sample
         scheduler = getattr(sfumato, class_name).from_config(model.config, **options)
         assert {key: scheduler.config[key] for key in options} == options
         scheduler.set_timesteps(5)
-        assert len(scheduler.plan()) >= 5
+        run = scheduler.run() if getattr(scheduler, "adaptive", False) else scheduler.plan()
+        assert len(run) >= (1 if sampler.name == "DPM adaptive" else 5)
         name, shown = names_of(class_name, scheduler.config)
         assert name == sampler.name
         if class_name != "KDiffusionScheduler":

@@ -20,6 +20,9 @@ for sampler in SAMPLERS:
     class_name, options = scheduler_for(sampler, None)
     scheduler = getattr(schedulers, class_name)(**options)
     scheduler.set_timesteps(7)
+    if getattr(scheduler, "adaptive", False):
+        print(sampler.name, scheduler.run(None).timesteps)
+        continue
     plan = scheduler.plan()
     print(sampler.name, len(plan), f"{plan.sigmas.sum():.4f}", f"{plan.update.sum():.4f}")
 assert "torch" not in sys.modules

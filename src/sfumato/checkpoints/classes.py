@@ -46,6 +46,7 @@ CLASSES: dict[str, tuple[str, str]] = {
     "SpatialRescaler": ("sfumato", "sfumato.conditioners.semantic"),
     "LayoutEncoder": ("sfumato", "sfumato.conditioners.layout_encoder"),
     **dict.fromkeys(_SCHEDULERS, ("diffusers", "sfumato.schedulers")),
+    "DPMAdaptiveScheduler": ("sfumato", "sfumato.schedulers"),
     "KDiffusionScheduler": ("sfumato", "sfumato.schedulers"),
 }
 

@@ -67,8 +67,8 @@ _OF_TORCH = {
     "guidance": "parts of a guidance",
     "vae": "--vae",
 }
-#: Samplers whose noise is a path that torch alone draws.
-_PATHS = ("DPMSolverSDEScheduler",)
+#: Samplers that torch alone draws with: noise is a path, or steps are chosen on the way.
+_SAMPLERS_OF_TORCH = ("DPMSolverSDEScheduler", "DPMAdaptiveScheduler")
 
 
 def without_torch(request: Request) -> str | None:
@@ -100,7 +100,7 @@ def without_torch(request: Request) -> str | None:
     sampler = recipe.sampler or ""
     known = sampler and not sampler.endswith("Scheduler")
     class_name = choose_sampler(sampler, None)[0].class_name if known else sampler
-    return f"has no sampler {sampler}" if class_name in _PATHS else None
+    return f"has no sampler {sampler}" if class_name in _SAMPLERS_OF_TORCH else None
 
 
 def _numpy_obstacle(request: Request) -> str | None:

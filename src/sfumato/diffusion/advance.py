@@ -18,13 +18,15 @@ from sfumato.diffusion.schedule import Array
 
 
 class Call(NamedTuple):
-    """The tensors of one call of the network, in the order of `plan.Column`."""
+    """The tensors of one call of the network, in the order of `plan.Column`; and the picture that
+    it has in mind for the negative prompt, where the plan wants that."""
 
     x: Any
     base: Any
     output: Any
     denoised: Any
     noise: Any
+    negative: Any = None
 
 
 @dataclass(frozen=True)
@@ -54,19 +56,24 @@ def advance(
         plan: the table.
         row: which row.
         state: before the row; ``state.x`` may have been replaced by the caller.
-        output: what the network answered to ``plan.input_scale[row] * state.x``.
+        output: what the network answered to ``plan.input_scale[row] * state.x``; see
+            `Plan.wants_negative`.
         noise: standard normal, if ``plan.draws[row]``.
         limit: applies `plan.limit`; `run.limit_denoised` for torch.
 
     Returns:
         The next state; ``past[0]`` is this call, its ``denoised`` among it.
     """
-    x = state.x
-    now = (x, output, noise)
-    denoised = weighted(plan.denoised[row], now, like=x)
+    x, negative = state.x, None
+    if plan.wants_negative:
+        width = x.shape[1]
+        output, other = output[:, :width], output[:, -width:]
+        negative = weighted(plan.denoised[row], (x, other, noise), like=x)
+    denoised = weighted(plan.denoised[row], (x, output, noise), like=x)
     if plan.limit is not None and limit is not None:
         denoised = limit(denoised, plan.limit)
-    call = Call(x, None, output, denoised, noise)
+        negative = None if negative is None else limit(negative, plan.limit)
+    call = Call(x, None, output, denoised, noise, negative)
     base = x if _is_x(plan.base[row]) else _mix(plan.base[row], (call, *state.past), like=x)
     call = call._replace(base=base)
     past = (call, *state.past)
@@ -82,7 +89,7 @@ def weighted(weights: Array | Sequence[float], tensors: Sequence[Any], *, like: 
 def _mix(weights: Array, calls: Sequence[Call], *, like: Any) -> Any:
     ages = [age for age in range(len(weights)) if weights[age].any()]
     flat = [w for age in ages for w in weights[age]]
-    tensors = [t for age in ages for t in calls[age]]
+    tensors = [t for age in ages for t in calls[age][: weights.shape[1]]]
     return weighted(flat, tensors, like=like)
 
 

@@ -51,7 +51,8 @@ class ArrayRun:
     def step(self, row: int, x: Any, output: Any, draw: Callable[[Any], Any]) -> tuple[Any, Any]:
         """The next ``x``, and the denoised picture."""
         noise = draw(np.float32) if self.plan.draws[row] else None
-        output = output[:, : x.shape[1]]
+        if not self.plan.wants_negative:
+            output = output[:, : x.shape[1]]
         state = advance(self.plan, row, State(x, self.past), output, noise, limit_denoised)
         self.past = state.past
         return state.x, state.past[0].denoised

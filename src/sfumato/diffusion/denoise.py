@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -93,7 +94,9 @@ def denoise(
             raise InputError("This sampler adds noise at each step.", hint="Pass `noise=`.")
         return noise.draw(x.shape, dtype, x.device)
 
-    for row in range(len(solver)):
+    for row in count():
+        if row >= len(solver):  # which may have grown
+            return
         seen_context = context(row) if callable(context) else context
         timestep = solver.timesteps[row]
         seen = solver.network_input(row, x)

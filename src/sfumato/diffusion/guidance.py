@@ -43,11 +43,15 @@ class ClassifierFree:
             then has a positive block of all pictures for each part. The guided answer goes from
             the negative one by the weighted sum of what the parts differ from it
             (arXiv:2206.01714). None stands for one part of weight 1.
+        tells_negative: ask with a negative half whatever the scale, and hand its answer on behind
+            the guided one, as further channels: for samplers that want both, see
+            `Plan.wants_negative`.
     """
 
     scale: float | Sequence[float] = 7.5
     rescale: float = 0.0
     weights: Sequence[Sequence[float]] | None = None
+    tells_negative: bool = False
 
     def __post_init__(self) -> None:
         for value in (*_as_list(self.scale), self.rescale):
@@ -57,13 +61,13 @@ class ClassifierFree:
     @property
     def doubles(self) -> bool:
         """Whether the network is asked with a negative half as well."""
-        return max(_as_list(self.scale)) > 1
+        return self.tells_negative or max(_as_list(self.scale)) > 1
 
     def __call__(
         self, network: Network, x: torch.Tensor, timestep: torch.Tensor, context: Any
     ) -> torch.Tensor:
         answer = self.ask(network, x, timestep, context)
-        return self.rescaled(self.guided(answer, self.scale), answer)
+        return self.told(self.rescaled(self.guided(answer, self.scale), answer), answer)
 
     def ask(
         self, network: Network, x: torch.Tensor, timestep: torch.Tensor, context: Any
@@ -89,6 +93,13 @@ class ClassifierFree:
             return guided
         return rescale_noise_cfg(guided, answer.positive, self.rescale)
 
+    def told(self, guided: torch.Tensor, answer: Answer) -> torch.Tensor:
+        """What the sampler gets: the guided answer, and the negative one if it wants that."""
+        if not self.tells_negative:
+            return guided
+        other = answer.positive if answer.negative is None else answer.negative
+        return namespace(guided).concatenate([guided, other], 1)
+
     @property
     def blocks(self) -> int:
         """How many blocks of all pictures a context with a negative half has."""
@@ -108,7 +119,8 @@ class ClassifierFree:
     def _scale_like(self, x: torch.Tensor, scale: float | Sequence[float]) -> float | torch.Tensor:
         if isinstance(scale, int | float):
             return scale
-        scales = in_type_of(numbers([max(s, 1.0) for s in scale], x), x)
+        least = float("-inf") if self.tells_negative else 1.0
+        scales = in_type_of(numbers([max(s, least) for s in scale], x), x)
         return scales.reshape(-1, *[1] * (x.ndim - 1))
 
 

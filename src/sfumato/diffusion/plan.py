@@ -41,6 +41,10 @@ class Column(IntEnum):
 
 X, BASE, OUTPUT, DENOISED, NOISE = Column
 
+#: A sixth column, of samplers that also want to know the picture that the network has in mind for
+#: the negative prompt alone; see `samplers.cfg_pp`.
+NEGATIVE = len(Column)
+
 
 @dataclass(frozen=True)
 class Limit:
@@ -67,7 +71,8 @@ class Plan:
         input_scale: ``(n,)``.
         denoised: ``(n, 3)``, weights of this call's x, output, noise.
         base: ``(n, h + 1, 5)``, weights; axis 1 is the age of the call (0 is this one), axis 2
-            is `Column`. Row ``[[1, 0, 0, 0, 0]]`` is "start from x".
+            is `Column`, in some samplers with `NEGATIVE`. Row ``[[1, 0, 0, 0, 0]]`` is "start
+            from x".
         update: ``(n, h + 1, 5)``, likewise, for the next x.
         draws: ``(n,)`` bool, whether the row takes fresh noise from the source. A sampler may
             take noise that it then weighs with 0, to stay in step with others' draws.
@@ -92,6 +97,15 @@ class Plan:
 
     def __len__(self) -> int:
         return len(self.timesteps)
+
+    @property
+    def wants_negative(self) -> bool:
+        """Whether it also weighs the picture of the negative prompt.
+
+        An output then has twice the channels of x: the guided answer, then the one to the negative
+        prompt. Without the latter the former stands for both, as if nothing was guided.
+        """
+        return self.update.shape[2] > NEGATIVE
 
     @property
     def depth(self) -> int:

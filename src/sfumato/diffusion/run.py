@@ -7,7 +7,7 @@ foreign scheduler in its place.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -29,9 +29,12 @@ def limit_denoised(denoised: torch.Tensor, limit: Limit) -> torch.Tensor:
 
 
 class Solver(Protocol):
-    """What the loop needs: plans and foreign schedulers both run through this."""
+    """What the loop needs: plans and foreign schedulers both run through this.
 
-    timesteps: torch.Tensor
+    A solver that chooses its steps as it goes grows: its length is how many calls are certain.
+    """
+
+    timesteps: Any
 
     def __len__(self) -> int: ...
 
@@ -78,7 +81,7 @@ class PlanRun:
         if self.plan.log_variance is not None:
             output, mixture = output.chunk(2, dim=1)
             noise = None if noise is None else noise * self._spread(row, mixture)
-        elif output.shape[1] > x.shape[1]:
+        elif not self.plan.wants_negative:
             output = output[:, : x.shape[1]]
         state = State(x.to(wide), self.past)
         state = advance(self.plan, row, state, output, noise, limit_denoised)

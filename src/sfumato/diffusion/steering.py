@@ -123,10 +123,13 @@ class Steered:
         guided = base.guided(answer, scale)
         for part in self.parts:
             guided = part.change(guided, question)
-        return base.rescaled(guided, answer)
+        return base.told(base.rescaled(guided, answer), answer)
 
     def _unguided(self, network: Network, x: Tensor, timestep: Tensor, context: Any) -> Tensor:
         """The answer to the prompt alone."""
-        if self.base.doubles and self.separable and self.base.weights is None:
-            return network(x, timestep, context[len(x) :])
-        return self.base.ask(network, x, timestep, context).positive
+        base = self.base
+        if base.doubles and self.separable and base.weights is None:
+            positive = network(x, timestep, context[len(x) :])
+        else:
+            positive = base.ask(network, x, timestep, context).positive
+        return base.told(positive, Answer(None, positive))

@@ -36,7 +36,8 @@ class Wish:
     Attributes:
         prompt: without tags; ``negative_prompt`` what to steer away from.
         steps: denoising steps.
-        guidance_scale: above 1, the network is asked with the negative prompt as well.
+        guidance_scale: above 1, or with samplers of CFG++ above 0, the network is asked with the
+            negative prompt as well.
         seed: of the noise; ``rng`` who draws it, see `sfumato.diffusion.rng`.
         width, height: in pixels; None takes the model's own.
         eta: DDIM's share of fresh noise.
@@ -74,11 +75,19 @@ def draw_image(networks: Networks, wish: Wish, on_step: Callable[[], None] | Non
     model = networks.model
     scheduler = model.scheduler
     scheduler.set_timesteps(wish.steps)
+    if getattr(scheduler, "adaptive", False):
+        raise InputError(
+            "Without torch, samplers cannot choose their steps as they go.",
+            hint="Add --backend torch, or use another sampler.",
+        )
     plan = _plan(scheduler, wish.eta)
-    guided = wish.guidance_scale > 1
+    guided = wish.guidance_scale > (0 if plan.wants_negative else 1)
     script, weights = _context(networks, wish, guided)
     guidance = ClassifierFree(
-        wish.guidance_scale if guided else 1.0, wish.guidance_rescale, weights
+        wish.guidance_scale if guided else 1.0,
+        wish.guidance_rescale,
+        weights,
+        tells_negative=guided and plan.wants_negative,
     )
     noise = seeded_noise([wish.seed], wish.rng)
     x = noise.draw(_shape(model, wish)) * np.float32(plan.init_sigma)

@@ -14,6 +14,7 @@ import numpy as np
 from jax import Array, lax
 
 from sfumato.diffusion.plan import BASE, DENOISED, NOISE, OUTPUT, Limit, Plan, X
+from sfumato.errors import InputError
 
 #: ``(x, timestep) -> output``: x ``(B, C, H, W)``, the timestep one float32 number.
 Network = Callable[[Array, Array], Array]
@@ -49,7 +50,14 @@ class Progress(NamedTuple):
 
 
 def rows_of(plan: Plan) -> Rows:
-    """The table as arrays."""
+    """The table as arrays.
+
+    Raises:
+        InputError: the sampler wants to know the negative answer, which the programs here do not
+            hand on.
+    """
+    if plan.wants_negative:
+        raise InputError("Samplers of CFG++ are not for JAX.", hint="Use PyTorch, or NumPy.")
     variance = np.zeros((len(plan), 0)) if plan.log_variance is None else plan.log_variance
     columns = (plan.timesteps, plan.input_scale, plan.denoised, plan.base, plan.update)
     return Rows(

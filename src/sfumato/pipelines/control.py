@@ -171,6 +171,8 @@ class Controlled(Piece):
     The drawing takes the size of the control pictures, unless another piece says otherwise.
     """
 
+    needs_steps = "ControlNets"
+
     def __init__(
         self,
         control: Control,

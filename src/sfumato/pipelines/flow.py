@@ -23,8 +23,9 @@ from torch import Tensor
 from sfumato.diffusion.denoise import Step, denoise
 from sfumato.diffusion.foreign import SchedulerRun
 from sfumato.diffusion.guidance import ClassifierFree, Guidance
-from sfumato.diffusion.guidance_parts import as_parts
+from sfumato.diffusion.guidance_parts import CFGPlusPlus, as_parts
 from sfumato.diffusion.levels import Levels
+from sfumato.diffusion.noise import GeneratorNoise
 from sfumato.diffusion.run import Solver
 from sfumato.diffusion.steering import GuidancePart, Steered
 from sfumato.errors import InputError
@@ -105,12 +106,18 @@ class Drawing:
     def guidance(self) -> Guidance | None:
         """How to ask the network in the next step; callbacks may change it from step to step."""
         guidance = self.pipeline._guidance()
-        if self.weights is None and not self.parts:
+        tells = getattr(self.scheduler, "wants_negative", False)
+        if self.weights is None and not self.parts and not tells:
             return guidance
         base = ClassifierFree(1.0) if guidance is None else guidance
         if not isinstance(base, ClassifierFree):
             name = type(self.pipeline).__name__
-            raise InputError(f"{name} takes no prompts with AND, and no parts of a guidance.")
+            raise InputError(
+                f"{name} takes no prompts with AND, no parts of a guidance, and no samplers of"
+                " CFG++."
+            )
+        if tells and guidance is not None:
+            base = replace(base, tells_negative=True)
         if base.doubles:
             base = replace(base, weights=self.weights)
         return Steered(base, self.parts, self.separable) if self.parts else base
@@ -118,6 +125,9 @@ class Drawing:
 
 class Piece:
     """What one kind of drawing adds to the flow; each method does nothing until overridden."""
+
+    #: What it is called where it has to know the steps before the first; None if it need not.
+    needs_steps: str | None = None
 
     def check(self, pipeline: Any, request: Request) -> None:
         """Refuse what can be refused before any network runs."""
@@ -290,11 +300,8 @@ def _denoise(drawing: Drawing, pieces: tuple[Piece, ...], conditions: dict[str, 
             x.to(drawing.network_dtype), timestep, context, **conditioned, **inputs
         )
 
-    seeding.check_scheduler(drawing.scheduler, request.generator)
     network: Network = unet
-    solver: Solver = SchedulerRun(
-        drawing.scheduler, drawing.timesteps, generator=request.generator, eta=float(request.eta)
-    )
+    solver = _solver(drawing, pieces)
     for piece in pieces:
         network = piece.around(drawing, network)
         solver = piece.solver(drawing, solver)
@@ -303,13 +310,17 @@ def _denoise(drawing: Drawing, pieces: tuple[Piece, ...], conditions: dict[str, 
     parts = [*as_parts(request.guidance)]
     parts += [part for saving in as_savings(request.savings) for part in saving.parts()]
     if parts:
+        if any(isinstance(part, CFGPlusPlus) for part in parts) and getattr(
+            drawing.scheduler, "wants_negative", False
+        ):
+            raise InputError("This sampler has CFG++ in it; leave the part CFGPlusPlus out.")
         levels = Levels.of(drawing.scheduler, drawing.timesteps)
         drawing.parts = tuple(part.bind(levels, pipeline.unet) for part in parts)
     pipeline._num_timesteps = len(solver)
-    with Watcher(drawing, len(solver)) as watch, keeping_projections():
+    with Watcher(drawing, solver) as watch, keeping_projections():
         context = drawing.context if drawing.script is None else drawing.script.spread(len(solver))
         for step in denoise(network, x, context, solver, drawing.guidance()):
-            drawing.row = step.index + 1
+            drawing.row, pipeline._num_timesteps = step.index + 1, len(solver)
             for piece in pieces:
                 piece.after_step(drawing, step)
             watch(step)
@@ -317,6 +328,33 @@ def _denoise(drawing: Drawing, pieces: tuple[Piece, ...], conditions: dict[str, 
             if pipeline.interrupt:
                 break
     return x
+
+
+def _solver(drawing: Drawing, pieces: tuple[Piece, ...]) -> Solver:
+    """The scheduler's way through the loop.
+
+    Raises:
+        InputError: the scheduler draws no such noise, or chooses its steps as it goes where they
+            have to be known.
+    """
+    scheduler, request = drawing.scheduler, drawing.request
+    seeding.check_scheduler(scheduler, request.generator)
+    if not getattr(scheduler, "adaptive", False):
+        return SchedulerRun(
+            scheduler, drawing.timesteps, generator=request.generator, eta=float(request.eta)
+        )
+    needing = [piece.needs_steps for piece in pieces if piece.needs_steps is not None]
+    if request.guidance is not None:
+        needing.append("parts of a guidance")
+    if drawing.script is not None and len(drawing.script.contexts) > 1:
+        needing.append("prompts that change on the way")
+    if needing:
+        raise InputError(
+            f"{type(scheduler).__name__} chooses its steps as it goes, but {needing[0]} have to"
+            " know them before.",
+            hint="Use another sampler, such as DPM++ 2M.",
+        )
+    return scheduler.run(drawing.device, GeneratorNoise(request.generator))
 
 
 def _rounding(network: Network, dtype: torch.dtype) -> Network:

@@ -42,6 +42,8 @@ class SmallLatents(Piece):
         latents: noise to start from, of which the size is checked.
     """
 
+    needs_steps = "latent upscalers"
+
     def __init__(self, image: Any, latents: Tensor | None) -> None:
         self.image, self.latents = as_rgb(image), latents
 

@@ -38,6 +38,8 @@ class Masked(ChannelPiece):
         latents: the noise itself, in place of a random draw.
     """
 
+    needs_steps = "masks"
+
     def __init__(
         self,
         image: Any,

@@ -19,6 +19,7 @@ _NOTHING: Mapping[str, Any] = MappingProxyType({})
 #: Schedules that a configuration of diffusers' classes can ask for: by spacing, and by sigmas.
 _SPACINGS = ("Uniform", "SGM Uniform", "Leading")
 _SIGMAS = ("Karras", "Exponential", "Beta", *_SPACINGS)
+_PLUS = "with CFG++: the guided picture, but the negative prompt's noise; guidance of 0.5 to 2"
 #: The class that has any sampler of k-diffusion with any schedule.
 K_CLASS = "KDiffusionScheduler"
 
@@ -244,6 +245,13 @@ SAMPLERS: tuple[Sampler, ...] = (
         "karras",
         "Euler's slope led on from the last one; 15 to 30 steps",
     ),
+    _by_k_diffusion("Euler CFG++", "euler_cfg_pp", "karras", _PLUS),
+    _by_k_diffusion("Euler a CFG++", "euler_ancestral_cfg_pp", "karras", _PLUS),
+    _by_k_diffusion("DPM++ 2M CFG++", "dpmpp_2m_cfg_pp", "karras", _PLUS),
+    _by_k_diffusion("DPM++ 2S a CFG++", "dpmpp_2s_ancestral_cfg_pp", "karras", _PLUS),
+    _by_k_diffusion("RES multistep CFG++", "res_multistep_cfg_pp", "karras", _PLUS),
+    _by_k_diffusion("RES multistep a CFG++", "res_multistep_ancestral_cfg_pp", "karras", _PLUS),
+    _by_k_diffusion("Gradient estimation CFG++", "gradient_estimation_cfg_pp", "karras", _PLUS),
     _by_k_diffusion("ER SDE", "er_sde", "karras", "looks back on two steps, with little noise"),
     Sampler(
         name="Restart",
@@ -258,6 +266,12 @@ SAMPLERS: tuple[Sampler, ...] = (
         aliases=("dpm_fast", "k_dpm_fast"),
         options={"sampler": "dpm_fast"},
         about="as many calls as steps, three by three; it has a schedule of its own",
+    ),
+    Sampler(
+        name="DPM adaptive",
+        class_name="DPMAdaptiveScheduler",
+        aliases=("dpm_adaptive", "k_dpm_ad", "k_dpm_adaptive"),
+        about="chooses its steps by itself, mostly 30 to 60 calls, whatever number is asked for",
     ),
     Sampler(
         name="PLMS",

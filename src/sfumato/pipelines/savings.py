@@ -114,6 +114,8 @@ def _check_shares(owner: str, start: float, stop: float) -> None:
 class _Reuse(Piece):
     """`DeepCache` in one call."""
 
+    needs_steps = "savings"
+
     def __init__(self, saving: DeepCache) -> None:
         self.saving = saving
         self.since_full = 0
@@ -164,6 +166,8 @@ class _Reuse(Piece):
 
 class _Merge(Piece):
     """`TokenMerging` in one call."""
+
+    needs_steps = "savings"
 
     def __init__(self, saving: TokenMerging) -> None:
         self.saving = saving
@@ -246,6 +250,8 @@ class _GatedAttention:
 
 class _Gate(Piece):
     """`TextGate` in one call."""
+
+    needs_steps = "savings"
 
     def __init__(self, saving: TextGate) -> None:
         self.saving = saving

@@ -158,11 +158,13 @@ class StableDiffusionBase(
     def do_classifier_free_guidance(self) -> bool:
         """Whether the UNet is asked with the negative prompt as well.
 
-        Networks with ``time_cond_proj_dim`` were distilled to do without.
+        Networks with ``time_cond_proj_dim`` were distilled to do without. With samplers of CFG++
+        any scale above 0 is one of guidance.
         """
         config = getattr(self.unet, "config", None)
         distilled = getattr(config, "time_cond_proj_dim", None) is not None
-        return self.guidance_scale > 1 and not distilled
+        least = 0 if getattr(self.scheduler, "wants_negative", False) else 1
+        return self.guidance_scale > least and not distilled
 
     # One file
 

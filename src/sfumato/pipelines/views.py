@@ -59,6 +59,8 @@ class Views(Piece):
         circular: the left edge continues the right one.
     """
 
+    needs_steps = "panoramas"
+
     def __init__(self, batch: int, circular: bool) -> None:
         self.batch, self.circular = batch, circular
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from sfumato.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sfumato.diffusion.run import Solver
     from sfumato.pipelines.flow import Drawing
 
 #: Callbacks of the older kind: ``callback(step, timestep, latents)`` every few steps.
@@ -40,17 +42,18 @@ class Watcher:
 
     Args:
         drawing: the call: its request says what to call, its tensors what to show.
-        count: how often the network is called in all.
+        solver: how often the network is called in all; of one that grows nobody knows, and the
+            bar, which then counts calls, has no end.
     """
 
-    def __init__(self, drawing: Drawing, count: int) -> None:
-        self._drawing = drawing
+    def __init__(self, drawing: Drawing, solver: Solver) -> None:
+        self._drawing, self._solver = drawing, solver
         self._request = drawing.request
-        self._bar = drawing.pipeline.progress_bar(total=drawing.steps)
-        self._count = count
+        adaptive, bar = getattr(drawing.scheduler, "adaptive", False), drawing.pipeline.progress_bar
+        self._bar = bar(itertools.count()) if adaptive else bar(total=drawing.steps)
         self._levels: Levels | None = None
         self._order = getattr(drawing.scheduler, "order", 1)
-        self._warmup = count - drawing.steps * self._order
+        self._warmup = 0 if adaptive else len(solver) - drawing.steps * self._order
 
     def __enter__(self) -> Watcher:
         return self
@@ -64,7 +67,7 @@ class Watcher:
         if request.callback_on_step_end is not None:
             self._call_on_step_end(step, request.callback_on_step_end)
         done = step.index + 1
-        last = done == self._count
+        last = done == len(self._solver)
         if last or (done > self._warmup and done % self._order == 0):
             self._bar.update()
             if request.callback is not None and step.index % (request.callback_steps or 1) == 0:

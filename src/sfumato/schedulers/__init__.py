@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sfumato.schedulers.ddim import DDIMScheduler
     from sfumato.schedulers.ddpm import DDPMScheduler
     from sfumato.schedulers.deis import DEISMultistepScheduler
+    from sfumato.schedulers.dpm_adaptive import DPMAdaptiveScheduler
     from sfumato.schedulers.dpmsolver_multistep import DPMSolverMultistepScheduler
     from sfumato.schedulers.dpmsolver_sde import DPMSolverSDEScheduler
     from sfumato.schedulers.dpmsolver_singlestep import DPMSolverSinglestepScheduler
@@ -50,6 +51,7 @@ _MODULE_OF = {
     "DDPMParallelScheduler": "parallel",
     "DDPMScheduler": "ddpm",
     "DEISMultistepScheduler": "deis",
+    "DPMAdaptiveScheduler": "dpm_adaptive",
     "DPMSolverMultistepInverseScheduler": "inverse",
     "DPMSolverMultistepScheduler": "dpmsolver_multistep",
     "DPMSolverSDEScheduler": "dpmsolver_sde",
@@ -116,6 +118,7 @@ __all__ = [
     "DDPMParallelScheduler",
     "DDPMScheduler",
     "DEISMultistepScheduler",
+    "DPMAdaptiveScheduler",
     "DPMSolverMultistepInverseScheduler",
     "DPMSolverMultistepScheduler",
     "DPMSolverSDEScheduler",

@@ -103,6 +103,15 @@ class KDiffusionScheduler(SigmaSpaceScheduler[KDiffusionConfig]):
         self.sigmas = np.append(self._sigma_table[::-1], 0.0).astype(np.float32)
 
     @property
+    def wants_negative(self) -> bool:
+        """Whether ``step`` wants twice the channels: guided answer, then the negative prompt's.
+
+        Those of CFG++ do. Given the guided answer alone they take it for both, and are the
+        samplers without CFG++.
+        """
+        return self._named.wants_negative
+
+    @property
     def _named(self) -> Named:
         return NAMED[self._settings.sampler]
 

@@ -42,9 +42,9 @@ class Move(NamedTuple):
 BACK = Move(1.0, ())
 
 
-def blank(rows: int, depth: int = 0) -> tuple[Array, Array]:
+def blank(rows: int, depth: int = 0, columns: int = len(Column)) -> tuple[Array, Array]:
     """``base`` (each row starting from x) and ``update`` (all zero), to be filled in."""
-    base = np.zeros((rows, depth + 1, len(Column)))
+    base = np.zeros((rows, depth + 1, columns))
     base[:, 0, X] = 1
     return base, np.zeros_like(base)
 

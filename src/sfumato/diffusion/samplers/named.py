@@ -15,6 +15,13 @@ from typing import Literal
 
 from sfumato.diffusion.frame import Frame
 from sfumato.diffusion.plan import Plan
+from sfumato.diffusion.samplers.cfg_pp import (
+    dpmpp_2m_cfg_pp,
+    dpmpp_2s_cfg_pp,
+    euler_cfg_pp,
+    gradient_estimation_cfg_pp,
+    res_multistep_cfg_pp,
+)
 from sfumato.diffusion.samplers.consistency import renoised
 from sfumato.diffusion.samplers.ddim import ddim
 from sfumato.diffusion.samplers.dpm import dpm_multistep
@@ -39,19 +46,17 @@ class Named:
             step goes down), at its ``thirds``, at both ends and a step ``ahead``, or at both ends
             of steps that are taken again (``restarts``).
         noisy: whether it adds noise, with ``eta`` above 0.
+        wants_negative: whether it has to know the network's answer to the negative prompt.
     """
 
     make: Make
     calls: Literal["start", "ends", "middle", "lowered", "thirds", "ahead", "restarts"] = "start"
     noisy: bool = False
+    wants_negative: bool = False
 
 
 def _plain(sampler: Callable[[Frame], Plan]) -> Make:
     return lambda frame, eta, s_noise: sampler(frame)
-
-
-def _euler_ancestral(frame: Frame, eta: float, s_noise: float) -> Plan:
-    return ddim(frame, eta=eta, s_noise=s_noise)
 
 
 def _two_calls(frame: Frame, eta: float, s_noise: float, *, image: bool, noisy: bool) -> Plan:
@@ -86,10 +91,6 @@ def _lcm(frame: Frame, eta: float, s_noise: float) -> Plan:
     return renoised(frame, frame.next, frame.next.sigma > 0)
 
 
-def _res_multistep_ancestral(frame: Frame, eta: float, s_noise: float) -> Plan:
-    return res_multistep(frame, eta=eta, s_noise=s_noise)
-
-
 def _er_sde(frame: Frame, eta: float, s_noise: float) -> Plan:
     return er_sde(frame, s_noise=s_noise)
 
@@ -98,9 +99,14 @@ def _restart(frame: Frame, eta: float, s_noise: float) -> Plan:
     return restart(frame, s_noise=s_noise)
 
 
+def _noisy(sampler: Callable[..., Plan]) -> Make:
+    return lambda frame, eta, s_noise: sampler(frame, eta=eta, s_noise=s_noise)
+
+
+_with_negative = partial(Named, wants_negative=True)
 NAMED: dict[str, Named] = {
     "euler": Named(_plain(ddim)),
-    "euler_ancestral": Named(_euler_ancestral, noisy=True),
+    "euler_ancestral": Named(_noisy(ddim), noisy=True),
     "heun": Named(partial(_two_calls, image=False, noisy=False), "ends"),
     "dpm_2": Named(partial(_two_calls, image=False, noisy=False), "middle"),
     "dpm_2_ancestral": Named(partial(_two_calls, image=False, noisy=True), "lowered", noisy=True),
@@ -118,7 +124,14 @@ NAMED: dict[str, Named] = {
     "ipndm_v": Named(_plain(ipndm_v)),
     "gradient_estimation": Named(_plain(gradient_estimation)),
     "res_multistep": Named(_plain(res_multistep)),
-    "res_multistep_ancestral": Named(_res_multistep_ancestral, noisy=True),
+    "res_multistep_ancestral": Named(_noisy(res_multistep), noisy=True),
     "er_sde": Named(_er_sde, noisy=True),
     "restart": Named(_restart, "restarts", noisy=True),
+    "euler_cfg_pp": _with_negative(_plain(euler_cfg_pp)),
+    "euler_ancestral_cfg_pp": _with_negative(_noisy(euler_cfg_pp), noisy=True),
+    "dpmpp_2m_cfg_pp": _with_negative(_plain(dpmpp_2m_cfg_pp)),
+    "dpmpp_2s_ancestral_cfg_pp": _with_negative(_noisy(dpmpp_2s_cfg_pp), "lowered", noisy=True),
+    "res_multistep_cfg_pp": _with_negative(_plain(res_multistep_cfg_pp)),
+    "res_multistep_ancestral_cfg_pp": _with_negative(_noisy(res_multistep_cfg_pp), noisy=True),
+    "gradient_estimation_cfg_pp": _with_negative(_plain(gradient_estimation_cfg_pp)),
 }

@@ -20,7 +20,7 @@ import numpy as np
 
 from sfumato.diffusion.frame import Frame
 from sfumato.diffusion.plan import Plan
-from sfumato.diffusion.samplers.exponential import leg
+from sfumato.diffusion.samplers.exponential import Leg, leg
 from sfumato.diffusion.samplers.moves import BACK, Move, moving
 from sfumato.diffusion.schedule import Array, Levels
 
@@ -126,7 +126,18 @@ def _move(
         h = float(end.log_snr[0] - frame.now.log_snr[begin])
         eta = -math.log1p(eta**2 * math.expm1(-2 * h)) / (2 * h)
     step = leg(frame.now[begin : begin + 1], end, image=image, eta=eta)
-    lambdas = frame.now.log_snr[begin : row + 1][::-1]
+    return call_move(step, frame.now.log_snr[begin : row + 1][::-1], solver_type)
+
+
+def call_move(step: Leg, lambdas: Array, solver_type: str) -> Move:
+    """What a call does with the answers of its step so far.
+
+    Args:
+        step: from the step's start to the call's end.
+        lambdas: where the answers were given, newest first; as many as the order.
+        solver_type: see `singlestep`.
+    """
+    order = len(lambdas)
     if order < 3 or solver_type == "heun":
         moments = step.moments(order)
         if order == 2 and solver_type == "midpoint":
