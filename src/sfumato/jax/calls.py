@@ -66,9 +66,9 @@ def read_call(
     """
     ids = _ids("prompt_ids", prompt_ids, pipeline)
     devices = ids.shape[0] if ids.ndim == 3 else None
-    if devices is not None and devices > jax.device_count():
+    if devices is not None and devices > jax.local_device_count():
         raise InputError(
-            f"`prompt_ids` is for {devices} devices, but there are {jax.device_count()}.",
+            f"`prompt_ids` is for {devices} devices, but there are {jax.local_device_count()}.",
             hint="Use sfumato.jax.devices.shard, or pass ids (batch, length).",
         )
     ids = ids.reshape(-1, ids.shape[-1])
@@ -86,7 +86,7 @@ def read_call(
         )
     scale, guide = _scale(guidance_scale, batch)
     shape = _latent_shape(pipeline, batch, size)
-    mesh = None if devices is None or devices == 1 else make_mesh(devices)
+    mesh = None if devices is None or devices == 1 else make_mesh(devices, local=True)
     return Call(
         ids=ids,
         negative_ids=negative,

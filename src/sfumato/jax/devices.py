@@ -24,17 +24,18 @@ from sfumato.errors import InputError
 DATA, MODEL = "data", "model"
 
 
-def make_mesh(devices: int | None = None, model: int = 1) -> Mesh:
+def make_mesh(devices: int | None = None, model: int = 1, *, local: bool = False) -> Mesh:
     """A mesh over the first devices.
 
     Args:
         devices: how many; None takes all.
         model: over how many of them each parameter is spread; they have to divide ``devices``.
+        local: of this process alone, rather than of all hosts.
 
     Raises:
         InputError: there are not so many, or they cannot be divided so.
     """
-    present = jax.devices()
+    present = jax.local_devices() if local else jax.devices()
     count = len(present) if devices is None else devices
     if not 1 <= count <= len(present) or model < 1 or count % model:
         raise InputError(
@@ -42,6 +43,18 @@ def make_mesh(devices: int | None = None, model: int = 1) -> Mesh:
         )
     grid = np.array(present[:count]).reshape(count // model, model)
     return Mesh(grid, (DATA, MODEL))
+
+
+def gather(x: Array) -> np.ndarray[Any, Any]:
+    """All of an array, such as the pictures of a call, on every host.
+
+    Every process has to call this where the array is spread over several of them.
+    """
+    if x.is_fully_addressable:
+        return np.asarray(x)
+    from jax.experimental.multihost_utils import process_allgather
+
+    return np.asarray(process_allgather(x, tiled=True))
 
 
 def replicate(tree: Any, devices: int | None = None) -> Any:

@@ -27,7 +27,7 @@ from sfumato.diffusion.plan import Plan
 from sfumato.errors import InputError, UnknownKeywordError, did_you_mean
 from sfumato.jax import storage
 from sfumato.jax.calls import Call, read_call
-from sfumato.jax.devices import Spread
+from sfumato.jax.devices import Spread, gather
 from sfumato.jax.models import FlaxAutoencoderKL, FlaxCLIPTextModel, FlaxUNet2DConditionModel
 from sfumato.jax.params import as_array
 from sfumato.jax.program import Inputs, Program, Settings, normal
@@ -393,7 +393,7 @@ class FlaxStableDiffusionPipeline(FlaxDiffusionPipeline):
         flags = [False] * images.shape[0]
         if self.safety_checker is not None:
             checked, flags = self.safety_checker.check(
-                np.asarray(images), self.feature_extractor, call.params["safety_checker"]
+                gather(images), self.feature_extractor, call.params["safety_checker"]
             )
             images = jnp.asarray(checked)
         if call.devices is not None:
