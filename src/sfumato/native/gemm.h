@@ -23,12 +23,14 @@ static inline long panel_count(long columns) { return (columns + PANEL - 1) / PA
 
 TARGET static inline __attribute__((always_inline)) void
 tile(const int rows, const int vectors, const element *a, long stride, const element *b, long words,
-     float *sums) {
+     int add, float *sums) {
     __m512 s[TILE_ROWS][4];
+    __mmask16 held = add ? 0xffff : 0;
 #pragma GCC unroll 6
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
-        for (int j = 0; j < vectors; j++) s[i][j] = _mm512_setzero_ps();
+        for (int j = 0; j < vectors; j++)
+            s[i][j] = _mm512_maskz_load_ps(held, sums + i * PANEL + 16 * j);
     const element *upper = a + 3 * stride; /* keeps addresses to base + {0, 1, 2} * stride */
     for (long k = 0; k < words; k++) {
         __m512i columns[4];
@@ -54,14 +56,14 @@ tile(const int rows, const int vectors, const element *a, long stride, const ele
 
 #define TILES_OF_WIDTH(vectors)                                                              \
     TARGET static void tiles_##vectors(const element *a, long stride, long rows,             \
-                                       const element *b, long words, float *sums) {          \
+                                       const element *b, long words, int add, float *sums) { \
         for (; rows >= 6; rows -= 6, a += 6 * stride, sums += 6 * PANEL)                     \
-            tile(6, vectors, a, stride, b, words, sums);                                     \
-        if (rows == 5) tile(5, vectors, a, stride, b, words, sums);                          \
-        if (rows == 4) tile(4, vectors, a, stride, b, words, sums);                          \
-        if (rows == 3) tile(3, vectors, a, stride, b, words, sums);                          \
-        if (rows == 2) tile(2, vectors, a, stride, b, words, sums);                          \
-        if (rows == 1) tile(1, vectors, a, stride, b, words, sums);                          \
+            tile(6, vectors, a, stride, b, words, add, sums);                                \
+        if (rows == 5) tile(5, vectors, a, stride, b, words, add, sums);                     \
+        if (rows == 4) tile(4, vectors, a, stride, b, words, add, sums);                     \
+        if (rows == 3) tile(3, vectors, a, stride, b, words, add, sums);                     \
+        if (rows == 2) tile(2, vectors, a, stride, b, words, add, sums);                     \
+        if (rows == 1) tile(1, vectors, a, stride, b, words, add, sums);                     \
     }
 TILES_OF_WIDTH(1)
 TILES_OF_WIDTH(2)
@@ -69,13 +71,18 @@ TILES_OF_WIDTH(3)
 TILES_OF_WIDTH(4)
 
 /* sums[row][column] = the product of `rows` rows, `stride` elements apart, with one panel of
- * `width` columns. Rows of `sums` are PANEL apart. */
-static void multiply(const element *a, long stride, long rows, const element *b, long words,
-                     int width, float *sums) {
-    if (width == 64) tiles_4(a, stride, rows, b, words, sums);
-    if (width == 48) tiles_3(a, stride, rows, b, words, sums);
-    if (width == 32) tiles_2(a, stride, rows, b, words, sums);
-    if (width == 16) tiles_1(a, stride, rows, b, words, sums);
+ * `width` columns; or += with `add`. Rows of `sums` are PANEL apart. */
+static void multiply_add(const element *a, long stride, long rows, const element *b, long words,
+                         int width, int add, float *sums) {
+    if (width == 64) tiles_4(a, stride, rows, b, words, add, sums);
+    if (width == 48) tiles_3(a, stride, rows, b, words, add, sums);
+    if (width == 32) tiles_2(a, stride, rows, b, words, add, sums);
+    if (width == 16) tiles_1(a, stride, rows, b, words, add, sums);
+}
+
+static inline void multiply(const element *a, long stride, long rows, const element *b, long words,
+                            int width, float *sums) {
+    multiply_add(a, stride, rows, b, words, width, 0, sums);
 }
 
 /* Lanes of vector `index` that hold columns. */

@@ -12,8 +12,8 @@
  * never leave the cache. Weights stream by once per group.
  *
  * Weights may have been transformed before, or are in the call. Then a small map is one group, for
- * which each panel is made when its turn comes, so that only one at a time exists and that in a
- * cache; for more groups all panels are made first.
+ * which panels are made when their turn comes, some channels at a time, so that only that part
+ * exists and lies in a cache; for more groups all panels are made first.
  */
 #ifndef SFUMATO_WINOGRAD_H
 #define SFUMATO_WINOGRAD_H
@@ -40,7 +40,8 @@ struct winograd {
     long group, panel_tasks;  /* how the work is cut */
     element *inputs;          /* size * size x group x length for each worker */
     float *sums;              /* size * size x group x PANEL for each worker */
-    element *panel;           /* size * size x length x PANEL for each worker, if made here */
+    long part;                /* channels of a panel that are made at a time */
+    element *panel;           /* size * size x part x PANEL for each worker, if made here */
     long *held;               /* 1 + the group whose inputs each worker has transformed */
     const element *zeros;     /* what lies beyond the border */
 };
@@ -106,11 +107,23 @@ transform_sums(const int size, const struct winograd *w, long tile, long column,
     }
 }
 
-static const element *panel_of(const struct winograd *w, long index, int worker) {
-    long numbers = w->size * w->size * w->length * PANEL;
-    if (w->packed) return w->packed + index * numbers;
-    transform_panel(w->weights, index, w->panel + worker * numbers);
-    return w->panel + worker * numbers;
+/* All products of `count` tiles with one panel, of which `w->part` channels are made at a time. */
+static void multiply_places(const struct winograd *w, long index, long count,
+                            const element *inputs, float *sums, int worker) {
+    int products = w->size * w->size, width = panel_width(w->columns, index);
+    element *made = w->panel + worker * products * w->part * PANEL;
+    for (long first = 0; first < w->length; first += w->part) {
+        long channels = smaller(w->part, w->length - first);
+        const element *panel = made;
+        if (w->packed)
+            panel = w->packed + index * products * w->length * PANEL;
+        else
+            transform_panel(w->weights, index, first, channels, made);
+        for (int i = 0; i < products; i++)
+            multiply_add(inputs + i * w->group * w->length + first, w->length, count,
+                         panel + i * width * channels, channels / PER_WORD, width, first > 0,
+                         sums + i * w->group * PANEL);
+    }
 }
 
 TARGET static inline __attribute__((always_inline)) void
@@ -119,18 +132,14 @@ winograd_group(const int size, const struct winograd *w, long task, int worker) 
     long panels = panel_count(w->columns), part = task % w->panel_tasks;
     long index = task / w->panel_tasks, first = index * w->group;
     long count = smaller(w->group, w->tiles - first);
-    long words = w->length / PER_WORD, gap = w->group * w->length;
+    long gap = w->group * w->length;
     element *inputs = w->inputs + worker * products * gap;
     float *sums = w->sums + worker * products * w->group * PANEL;
     for (long t = 0; t < count && w->held[worker] != index + 1; t++)
         transform_inputs(size, w, first + t, inputs + t * w->length, gap);
     w->held[worker] = index + 1;
     for (long p = panels * part / w->panel_tasks; p < panels * (part + 1) / w->panel_tasks; p++) {
-        int width = panel_width(w->columns, p);
-        const element *panel = panel_of(w, p, worker);
-        for (int i = 0; i < products; i++)
-            multiply(inputs + i * gap, w->length, count, panel + i * width * w->length, words,
-                     width, sums + i * w->group * PANEL);
+        multiply_places(w, p, count, inputs, sums, worker);
         for (long t = 0; t < count; t++)
             transform_sums(size, w, first + t, p * PANEL, sums + t * PANEL, w->group * PANEL);
     }
@@ -154,6 +163,13 @@ static long group_size(const struct winograd *w) {
     return smaller(smaller(group, MOST_TILES), all);
 }
 
+/* Channels of a panel to make at a time: those that take some 600 KiB, of which most is still in the
+ * second-level cache when it is multiplied, while sums are not taken up again too often. */
+static long part_size(const struct winograd *w) {
+    long bytes = w->size * w->size * PANEL * (long)sizeof(element);
+    return smaller((600L << 10) / bytes / 32 * 32, w->length);
+}
+
 /* A block of scratch memory that is handed out piece by piece. */
 static inline void *piece(char **free, size_t bytes) {
     char *start = *free;
@@ -174,8 +190,9 @@ static int run_winograd(struct winograd *w, const long *sizes, int threads) {
     size_t inputs = (size_t)(threads * products * w->group * w->length) * sizeof(element);
     size_t sums = (size_t)(threads * products * w->group * PANEL) * sizeof(float);
     size_t all_panels = (size_t)(products * w->length * round_up(w->columns, 16)) * sizeof(element);
-    size_t one_panel = (size_t)(threads * products * w->length * PANEL) * sizeof(element);
-    size_t made = !w->weights ? 0 : groups == 1 ? one_panel : all_panels;
+    w->part = w->weights && groups == 1 ? part_size(w) : w->length;
+    size_t parts = (size_t)(threads * products * w->part * PANEL) * sizeof(element);
+    size_t made = !w->weights ? 0 : groups == 1 ? parts : all_panels;
     size_t held = (size_t)threads * sizeof(long), zeros = (size_t)w->length * sizeof(element);
     size_t bytes = inputs + sums + made + held + zeros + 5 * 64;
     char *scratch = take_scratch(bytes), *free = scratch;

@@ -55,15 +55,15 @@ TARGET static void turn_block(const struct winograd_weights *w, long column, lon
 
 TARGET static inline __attribute__((always_inline)) void
 transform_weights(const int size, const struct winograd_weights *w, long panel, long group,
-                  element *to) {
+                  long first, long channels, element *to) {
     const int products = size * size;
     long column = panel * PANEL + 16 * group, count = smaller(16, w->columns - column);
     long width = panel_width(w->columns, panel);
     to += 16 * group * PER_WORD;
     struct turned block;
-    for (long word = 0; word < w->length / PER_WORD; word++) {
+    for (long word = 0; word < channels / PER_WORD; word++) {
         long within = word * PER_WORD % BLOCK_CHANNELS;
-        if (within == 0) turn_block(w, column, count, word * PER_WORD, &block);
+        if (within == 0) turn_block(w, column, count, first + word * PER_WORD, &block);
         __m512 u[PER_WORD][MOST_SIZE * MOST_SIZE];
 #pragma GCC unroll 2
         for (int i = 0; i < PER_WORD; i++) {
@@ -78,27 +78,29 @@ transform_weights(const int size, const struct winograd_weights *w, long panel, 
         }
         element *row = to + word * width * PER_WORD;
 #pragma GCC unroll 36
-        for (int i = 0; i < products; i++, row += width * w->length) {
+        for (int i = 0; i < products; i++, row += width * channels) {
             __m512 both[2] = {u[0][i], u[PER_WORD - 1][i]};
             store_words(row, both);
         }
     }
 }
 
-/* One panel, as all the products read it one after the other. */
-TARGET static void transform_panel(const struct winograd_weights *w, long panel, element *to) {
+/* So many channels, whole blocks, of one panel, as all the products read it one after the other. */
+TARGET static void transform_panel(const struct winograd_weights *w, long panel, long first,
+                                   long channels, element *to) {
     for (long group = 0; 16 * group < panel_width(w->columns, panel); group++) {
         if (w->size == 4)
-            transform_weights(4, w, panel, group, to);
+            transform_weights(4, w, panel, group, first, channels, to);
         else
-            transform_weights(6, w, panel, group, to);
+            transform_weights(6, w, panel, group, first, channels, to);
     }
 }
 
 static void winograd_weights_task(void *context, long index, int worker) {
     (void)worker;
     const struct winograd_weights *w = context;
-    transform_panel(w, index, w->packed + index * PANEL * w->length * w->size * w->size);
+    transform_panel(w, index, 0, w->length,
+                    w->packed + index * PANEL * w->length * w->size * w->size);
 }
 
 /* `packed` holds size * size * round_up(channels, 32) * round_up(columns, 16) elements; `strides`

@@ -31,7 +31,7 @@ LEAST_WORK = 2**20
 #: pixels in a batch for a 3x3 convolution, and pixels for the larger tiles.
 LEAST_ROWS = 256
 LEAST_PIXELS = 128
-LARGE_TILE_PIXELS = 1024
+LARGE_TILE_PIXELS = 256
 #: Channels below which a kernel's vectors stay too empty.
 LEAST_CHANNELS = 16
 
