@@ -12,6 +12,7 @@ from sfumato.graph.clip_layers import encoder
 from sfumato.graph.ops import A, Ops
 from sfumato.graph.weights import Weights
 from sfumato.text.clip_config import CLIPTextConfig
+from sfumato.text.prompt_inputs import check_clip_skip
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,8 @@ def clip_text(
             f"most {config.max_position_embeddings} (`max_position_embeddings`).",
             hint="Truncate the prompt, or pass `truncation=True` to the tokenizer.",
         )
+    check_clip_skip(clip_skip, config.num_hidden_layers)
     layers = config.num_hidden_layers - clip_skip
-    if not 0 <= layers <= config.num_hidden_layers:
-        raise InputError(
-            f"`clip_skip` has to be from 0 to {config.num_hidden_layers} but is {clip_skip}."
-        )
     positions = ops.constant(np.arange(length)[None])
     x = ops.add(
         ops.embedding(ids, w / "embeddings" / "token_embedding"),

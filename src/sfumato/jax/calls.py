@@ -82,7 +82,8 @@ def read_call(
     if negative.shape != ids.shape:
         raise InputError(
             f"`neg_prompt_ids` and `prompt_ids` have to be of one shape but are {negative.shape}"
-            f" and {ids.shape}."
+            f" and {ids.shape}.",
+            hint="Prepare one negative prompt per prompt.",
         )
     scale, guide = _scale(guidance_scale, batch)
     shape = _latent_shape(pipeline, batch, size)
@@ -151,8 +152,12 @@ def _latents(given: Any, shape: tuple[int, int, int, int]) -> Array | None:
         return None
     array = jnp.asarray(given)
     array = array.reshape(-1, *array.shape[2:]) if array.ndim == 5 else array
-    if array.shape != shape or not jnp.issubdtype(array.dtype, jnp.floating):
+    if array.shape != shape:
         raise InputError(f"Unexpected latents shape, got {array.shape}, expected {shape}")
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise InputError(
+            f"`latents` has to be a floating-point array {shape} but is of type {array.dtype}."
+        )
     if not bool(jnp.isfinite(array).all()):
         raise InputError("`latents` has NaN or infinity in it.")
     return array

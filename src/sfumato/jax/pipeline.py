@@ -35,7 +35,7 @@ from sfumato.jax.sampling import rows_of
 from sfumato.jax.schedulers import FlaxScheduler
 from sfumato.outputs import BaseOutput
 from sfumato.pipelines.number_checks import finite_number
-from sfumato.text.prompt_inputs import checked_prompt
+from sfumato.text.prompt_inputs import check_clip_skip, checked_prompt
 from sfumato.text.tokenizer import CLIPTokenizer
 from sfumato.text.written_out import maybe_convert_prompt
 
@@ -348,6 +348,7 @@ class FlaxStableDiffusionPipeline(FlaxDiffusionPipeline):
             latents=latents,
             size=(height, width),
         )
+        check_clip_skip(clip_skip, self.text_encoder.config.num_hidden_layers)
         plan = storage.as_functional(self.scheduler).plan(num_inference_steps)
         noise = normal(call.keys, call.shape) if call.latents is None else call.latents
         inputs = Inputs(

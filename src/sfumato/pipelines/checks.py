@@ -95,7 +95,7 @@ def check_prompts(
             " only forward one of the two."
         )
     if prompt is not None and not isinstance(prompt, str | list):
-        raise InputError(f"`prompt` has to be of type `str` or `list` but is {type(prompt)}")
+        raise InputError(f"`prompt` has to be of type `str` or `list` but is {type(prompt)}.")
     shapes = [getattr(embeds, "shape", None) for embeds in (prompt_embeds, negative_prompt_embeds)]
     if None not in shapes and shapes[0] != shapes[1]:
         raise InputError(

@@ -18,7 +18,7 @@ from sfumato.errors import InputError, TokenizerError
 from sfumato.text.prompt_inputs import (
     InputTypeError as InputTypeError,
 )
-from sfumato.text.prompt_inputs import checked_prompt, negative_texts, shown
+from sfumato.text.prompt_inputs import check_clip_skip, checked_prompt, negative_texts, shown
 from sfumato.text.remembered import remembered
 from sfumato.text.written_out import maybe_convert_prompt as maybe_convert_prompt
 
@@ -176,12 +176,7 @@ class TextEncoding:
     def _embed(self, ids: Tensor, mask: Tensor, clip_skip: int | None) -> Tensor:
         if clip_skip is None:
             return self._encode(ids, mask)[0]
-        layers = self.text_encoder.config.num_hidden_layers
-        if not isinstance(clip_skip, int) or not 0 <= clip_skip <= layers:
-            raise InputError(
-                f"`clip_skip` has to be an integer from 0 to {layers}, the number of the text "
-                f"encoder's layers, but is {clip_skip!r}."
-            )
+        check_clip_skip(clip_skip, self.text_encoder.config.num_hidden_layers)
         states = self._encode(ids, mask, output_hidden_states=True)[-1]
         return self.text_encoder.text_model.final_layer_norm(states[-(clip_skip + 1)])
 

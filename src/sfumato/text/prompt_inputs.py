@@ -51,6 +51,15 @@ def negative_texts(
     return negative_prompt
 
 
+def check_clip_skip(clip_skip: Any, layers: int) -> None:
+    """Raise `InputError` unless as many of a text encoder's layers can be left out."""
+    if not isinstance(clip_skip, int) or not 0 <= clip_skip <= layers:
+        raise InputError(
+            f"`clip_skip` has to be an integer from 0 to {layers}, the number of the text "
+            f"encoder's layers, but is {clip_skip!r}."
+        )
+
+
 def shown(value: object) -> str:
     """A value as messages show it: not too long."""
     text = str(value)
