@@ -30,7 +30,7 @@ struct convolution {
     const void *zeros; /* what lies beyond the border */
     float *numbers;    /* PLACES x length for each worker */
     element *inputs;   /* PLACES x group x length for each worker */
-    struct range *ranges;
+    struct range *ranges; /* group x PLACES for each worker */
     float *sums; /* PLACES x SOME_TILES x PANEL for each worker */
 };
 
@@ -42,9 +42,8 @@ static inline struct corner corner_of(const struct convolution *c, long tile) {
     return at;
 }
 
-/* The transformed inputs of one tile as numbers, and the extremes of each place. */
-NUMBERS void transform(const struct convolution *c, long tile, int bfloat16, float *numbers,
-                       __m512 *low, __m512 *high) {
+/* The transformed inputs of one tile as numbers. */
+NUMBERS void transform(const struct convolution *c, long tile, int bfloat16, float *numbers) {
     struct corner at = corner_of(c, tile);
     const char *pixels[PLACES];
     for (int i = 0; i < PLACES; i++) {
@@ -52,8 +51,6 @@ NUMBERS void transform(const struct convolution *c, long tile, int bfloat16, flo
         int inside = y >= 0 && y < c->height && x >= 0 && x < c->width;
         long pixel = ((at.picture * c->height + y) * c->width + x) * c->channels;
         pixels[i] = inside ? (const char *)c->from + pixel * (bfloat16 ? 2 : 4) : c->zeros;
-        low[i] = _mm512_set1_ps(INFINITY);
-        high[i] = _mm512_set1_ps(-INFINITY);
     }
     for (long k = 0; k < c->channels; k += 16) {
         __mmask16 mask = some(c->channels - k);
@@ -62,52 +59,83 @@ NUMBERS void transform(const struct convolution *c, long tile, int bfloat16, flo
         for (int i = 0; i < PLACES; i++) in[i] = load_some(pixels[i], k, mask, bfloat16);
         input_square(SIZE, in, out);
 #pragma GCC unroll 16
-        for (int i = 0; i < PLACES; i++) {
-            _mm512_store_ps(numbers + i * c->length + k, out[i]);
-            low[i] = _mm512_mask_min_ps(low[i], mask, low[i], out[i]);
-            high[i] = _mm512_mask_max_ps(high[i], mask, high[i], out[i]);
-        }
+        for (int i = 0; i < PLACES; i++) _mm512_store_ps(numbers + i * c->length + k, out[i]);
     }
 }
 
 TARGET static void prepare(const struct convolution *c, long tile, float *numbers, element *to,
                            struct range *ranges) {
-    __m512 low[PLACES], high[PLACES];
     if (c->bfloat16)
-        transform(c, tile, 1, numbers, low, high);
+        transform(c, tile, 1, numbers);
     else
-        transform(c, tile, 0, numbers, low, high);
+        transform(c, tile, 0, numbers);
     for (int i = 0; i < PLACES; i++) {
-        float least = _mm512_reduce_min_ps(low[i]), most = _mm512_reduce_max_ps(high[i]);
+        float least, most;
+        extremes_of(numbers + i * c->length, 0, c->channels, 0, &least, &most);
         float scale = (most - least) / 255, inverse = inverse_of(scale);
         quantise(numbers + i * c->length, 0, c->length, 0, inverse, -least * inverse,
                  to + i * c->group * c->length);
-        ranges[i * c->group] = (struct range){scale, least};
+        ranges[i] = (struct range){scale, least};
     }
 }
 
-/* Turn the sums of one tile and panel into outputs. */
-TARGET static void finish(const struct convolution *c, long tile, long column, const float *sums,
-                          const struct range *ranges) {
-    struct corner at = corner_of(c, tile);
-    long rows = smaller(OUTPUTS, c->out_height - at.y), across = smaller(OUTPUTS, c->out_width - at.x);
-    long to = ((at.picture * c->out_height + at.y) * c->out_width + at.x) * c->columns;
-    for (long n = column; n < smaller(column + PANEL, c->columns); n += 16) {
-        __mmask16 mask = some(c->columns - n);
-        __m512 in[PLACES], out[OUTPUTS * OUTPUTS];
-        __m512 bias = c->bias ? _mm512_maskz_loadu_ps(mask, c->bias + n) : _mm512_setzero_ps();
-#pragma GCC unroll 16
-        for (int i = 0; i < PLACES; i++)
-            in[i] = restored(sums + i * SOME_TILES * PANEL + n - column, ranges[i * c->group],
+/* Outputs of one tile in a vector of columns, from column `n` on. */
+NUMBERS void finish_columns(const struct convolution *c, const struct range *ranges,
+                            const float *sums, long n, __mmask16 mask, __m512 *out) {
+    __m512 half[OUTPUTS * SIZE];
+#pragma GCC unroll 1 /* else there are more numbers at hand than registers */
+    for (int x = 0; x < SIZE; x++) {
+        __m512 in[SIZE];
+#pragma GCC unroll 4
+        for (int y = 0; y < SIZE; y++) {
+            int i = y * SIZE + x;
+            in[y] = restored(sums + i * SOME_TILES * PANEL, ranges[i],
                              _mm512_maskz_loadu_ps(mask, c->scales + i * c->columns + n),
                              _mm512_maskz_loadu_ps(mask, c->offsets + i * c->columns + n),
                              _mm512_setzero_ps());
-        output_square(SIZE, in, out);
+        }
+        output_step(SIZE, in, 1, half + x, SIZE);
+    }
+#pragma GCC unroll 2
+    for (int y = 0; y < OUTPUTS; y++)
+        output_step(SIZE, half + y * SIZE, 1, out + y * OUTPUTS, 1);
+    __m512 bias = c->bias ? _mm512_maskz_loadu_ps(mask, c->bias + n) : _mm512_setzero_ps();
+#pragma GCC unroll 4
+    for (int i = 0; i < OUTPUTS * OUTPUTS; i++) out[i] = _mm512_add_ps(out[i], bias);
+}
+
+/* Turn the sums of one tile and panel into outputs. */
+NUMBERS void finish_as(const struct convolution *c, long tile, long column, const float *sums,
+                       const struct range *ranges, int bfloat16) {
+    struct corner at = corner_of(c, tile);
+    long rows = smaller(OUTPUTS, c->out_height - at.y), across = smaller(OUTPUTS, c->out_width - at.x);
+    long to = ((at.picture * c->out_height + at.y) * c->out_width + at.x) * c->columns;
+    long stop = smaller(column + PANEL, c->columns), n = column;
+    __m512 first[OUTPUTS * OUTPUTS], second[OUTPUTS * OUTPUTS];
+    for (; n + 32 <= stop; n += 32, sums += 32) {
+        finish_columns(c, ranges, sums, n, 0xffff, first);
+        finish_columns(c, ranges, sums + 16, n + 16, 0xffff, second);
         for (long y = 0; y < rows; y++)
             for (long x = 0; x < across; x++)
-                store_some(c->to, to + (y * c->out_width + x) * c->columns + n, mask, c->bfloat16,
-                           _mm512_add_ps(out[y * OUTPUTS + x], bias));
+                store_two(c->to, to + (y * c->out_width + x) * c->columns + n, bfloat16,
+                          first[y * OUTPUTS + x], second[y * OUTPUTS + x]);
     }
+    for (; n < stop; n += 16, sums += 16) {
+        __mmask16 mask = some(c->columns - n);
+        finish_columns(c, ranges, sums, n, mask, first);
+        for (long y = 0; y < rows; y++)
+            for (long x = 0; x < across; x++)
+                store_some(c->to, to + (y * c->out_width + x) * c->columns + n, mask, bfloat16,
+                           first[y * OUTPUTS + x]);
+    }
+}
+
+TARGET static void finish(const struct convolution *c, long tile, long column, const float *sums,
+                          const struct range *ranges) {
+    if (c->bfloat16)
+        finish_as(c, tile, column, sums, ranges, 1);
+    else
+        finish_as(c, tile, column, sums, ranges, 0);
 }
 
 static void group_task(void *context, long task, int worker) {
@@ -120,7 +148,7 @@ static void group_task(void *context, long task, int worker) {
     struct range *ranges = c->ranges + worker * PLACES * c->group;
     float *sums = c->sums + worker * PLACES * SOME_TILES * PANEL;
     for (long t = 0; t < count; t++)
-        prepare(c, first + t, numbers, inputs + t * c->length, ranges + t);
+        prepare(c, first + t, numbers, inputs + t * c->length, ranges + t * PLACES);
     for (long p = panels * part / c->panel_tasks; p < panels * (part + 1) / c->panel_tasks; p++) {
         int width = panel_width(c->columns, p);
         const element *panel = c->packed + p * PANEL * c->length * PLACES;
@@ -131,7 +159,7 @@ static void group_task(void *context, long task, int worker) {
                          panel + i * width * c->length, c->length / PER_WORD, width,
                          sums + i * SOME_TILES * PANEL);
             for (long t = start; t < stop; t++)
-                finish(c, first + t, p * PANEL, sums + (t - start) * PANEL, ranges + t);
+                finish(c, first + t, p * PANEL, sums + (t - start) * PANEL, ranges + t * PLACES);
         }
     }
 }
