@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 from sfumato.array_kinds import blocks_of, deviations, in_type_of, namespace, numbers
 from sfumato.errors import InputError
@@ -53,6 +53,13 @@ class ClassifierFree:
     weights: Sequence[Sequence[float]] | None = None
     tells_negative: bool = False
 
+    #: Whether the network may be asked about one half of the context alone.
+    separable: ClassVar[bool] = True
+    #: Whether prompts may have several parts.
+    takes_parts: ClassVar[bool] = True
+    #: Which block of the context the negative answer is about.
+    negative_block: ClassVar[int] = 0
+
     def __post_init__(self) -> None:
         for value in (*_as_list(self.scale), self.rescale):
             if not abs(value) < float("inf"):
@@ -82,7 +89,7 @@ class ClassifierFree:
 
     def guided(self, answer: Answer, scale: float | Sequence[float]) -> torch.Tensor:
         """From the negative answer towards the positive one and beyond."""
-        negative, positive = answer
+        negative, positive = answer.negative, answer.positive
         if negative is None:
             return positive
         return negative + self._scale_like(positive, scale) * (positive - negative)
@@ -110,8 +117,10 @@ class ClassifierFree:
         if self.weights is None:
             return answers[0]
         shape = (-1, *[1] * (negative.ndim - 1))
+        views = len(negative) // len(self.weights)  # of each picture, in a panorama
         parts = [
-            in_type_of(numbers(weights, negative), negative).reshape(shape) * (answer - negative)
+            in_type_of(numbers(weights * views, negative), negative).reshape(shape)
+            * (answer - negative)
             for answer, weights in zip(answers, zip(*self.weights, strict=True), strict=True)
         ]
         return negative + sum(parts)
@@ -120,7 +129,8 @@ class ClassifierFree:
         if isinstance(scale, int | float):
             return scale
         least = float("-inf") if self.tells_negative else 1.0
-        scales = in_type_of(numbers([max(s, least) for s in scale], x), x)
+        views = len(x) // len(scale)
+        scales = in_type_of(numbers([max(s, least) for s in scale] * views, x), x)
         return scales.reshape(-1, *[1] * (x.ndim - 1))
 
 

@@ -148,12 +148,14 @@ class SelfAttentionGuidance(GuidancePart):
         x, when = question.x, float(question.timestep)
         weights = question.notes[self].weights
         assert self.levels is not None and weights is not None
-        negative, positive = question.answer
+        negative, positive = question.answer.negative, question.answer.positive
         weaker = positive if negative is None else negative
         picture = self.levels.to_picture(x, weaker, when)
         alpha, sigma = self.levels.weights(when)
         noise = (x - alpha * picture) / sigma
-        mask = attended(weights[: len(x)], x.shape[-2:], self.threshold).to(x.dtype)
+        block = 0 if negative is None else question.base.negative_block
+        weights = weights[block * len(x) : (block + 1) * len(x)]
+        mask = attended(weights, x.shape[-2:], self.threshold).to(x.dtype)
         blurred = torch.lerp(picture, blur(picture, self.sigma), mask)
         degraded = question.ask_weaker(alpha * blurred + sigma * noise)
         return guided + self.strength * (weaker - degraded)

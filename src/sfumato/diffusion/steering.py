@@ -51,6 +51,8 @@ class Question:
             return self.network(self.x, self.timestep, self.context)
         if self.separable and self.base.weights is None:
             return self.network(self.x, self.timestep, self.context[len(self.x) :])
+        if self.base.weights is None:
+            return self.base.ask(self.network, self.x, self.timestep, self.context).positive
         blocks = self.base.blocks
         _, *answers = self.network(torch.cat([self.x] * blocks), self.timestep, self.context).chunk(
             blocks
@@ -63,8 +65,9 @@ class Question:
             return self.network(x, self.timestep, self.context)
         if self.separable:
             return self.network(x, self.timestep, self.context[: len(x)])
-        blocks = self.base.blocks
-        return self.network(torch.cat([x] * blocks), self.timestep, self.context)[: len(x)]
+        negative = self.base.ask(self.network, x, self.timestep, self.context).negative
+        assert negative is not None
+        return negative
 
 
 class GuidancePart:

@@ -116,11 +116,14 @@ class Drawing:
                 f"{name} takes no prompts with AND, no parts of a guidance, and no samplers of"
                 " CFG++."
             )
+        if self.weights is not None and not base.takes_parts:
+            raise InputError(f"{type(self.pipeline).__name__} takes no prompts with AND.")
         if tells and guidance is not None:
             base = replace(base, tells_negative=True)
         if base.doubles:
             base = replace(base, weights=self.weights)
-        return Steered(base, self.parts, self.separable) if self.parts else base
+        separable = self.separable and base.separable
+        return Steered(base, self.parts, separable) if self.parts else base
 
 
 class Piece:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sfumato.diffusion.guidance import Guidance, Network
+from sfumato.diffusion.guidance import ClassifierFree, Guidance, Network
+from sfumato.diffusion.guidance_parts import CFGPlusPlus, as_parts
 from sfumato.diffusion.noise import Generators
 from sfumato.errors import InputError
 from sfumato.pipelines import checks, stages
@@ -28,23 +29,40 @@ from sfumato.pipelines.start import (
 )
 
 
+class EditAnswer(NamedTuple):
+    """What the network says of text and picture, of the picture alone, and of neither."""
+
+    negative: Tensor | None
+    positive: Tensor
+    image: Tensor
+
+
 @dataclass(frozen=True)
-class EditGuidance:
+class EditGuidance(ClassifierFree):
     """Guidance by text and picture (InstructPix2Pix, arXiv:2211.09800, equation 3).
 
     The context holds the text, then twice the negative text; the picture goes with the first two.
+    The answer without either is the negative one, and ``scale`` how closely to follow the text.
 
     Attributes:
-        text: how closely to follow the instruction.
         image: how closely to keep to the picture.
     """
 
-    text: float
-    image: float
+    image: float = 1.5
 
-    def __call__(self, network: Network, x: Tensor, timestep: Tensor, context: Any) -> Tensor:
+    separable: ClassVar[bool] = False
+    takes_parts: ClassVar[bool] = False
+    negative_block: ClassVar[int] = 2
+
+    def ask(self, network: Network, x: Tensor, timestep: Tensor, context: Any) -> Any:
         both, image, neither = network(torch.cat([x] * 3), timestep, context).chunk(3)
-        return neither + self.text * (both - image) + self.image * (image - neither)
+        return EditAnswer(neither, both, image)
+
+    def guided(self, answer: Any, scale: float | Sequence[float]) -> Tensor:
+        if answer.negative is None:
+            return answer.positive
+        by_text = self._scale_like(answer.positive, scale) * (answer.positive - answer.image)
+        return answer.negative + by_text + self.image * (answer.image - answer.negative)
 
 
 class Edited(ChannelPiece):
@@ -59,6 +77,13 @@ class Edited(ChannelPiece):
 
     def __init__(self, image: Any, latents: Tensor | None) -> None:
         self.image, self.latents = as_rgb(image), latents
+
+    def check(self, pipeline: Any, request: Request) -> None:
+        if any(isinstance(part, CFGPlusPlus) for part in as_parts(request.guidance)):
+            raise InputError(
+                "CFGPlusPlus chooses the scale, of which this pipeline has two.",
+                hint="Samplers of CFG++ work here, such as euler_cfg_pp.",
+            )
 
     def prepare(self, drawing: Drawing) -> None:
         pipeline = drawing.pipeline
@@ -102,7 +127,7 @@ class StableDiffusionInstructPix2PixPipeline(StableDiffusionBase):
     def _guidance(self) -> Guidance | None:
         if not self.do_classifier_free_guidance:
             return None
-        return EditGuidance(self.guidance_scale, self.image_guidance_scale)
+        return EditGuidance(self.guidance_scale, image=self.image_guidance_scale)
 
     def _join(self, positive: Tensor, negative: Tensor) -> Tensor:
         return torch.cat([positive, negative, negative])

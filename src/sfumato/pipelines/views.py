@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sfumato.diffusion.guidance_attention import SelfAttentionGuidance
+from sfumato.diffusion.guidance_parts import as_parts
 from sfumato.diffusion.run import Draw, Solver
 from sfumato.errors import InputError
 from sfumato.pipelines import stages
@@ -67,8 +69,13 @@ class Views(Piece):
     def prepare(self, drawing: Drawing) -> None:
         x = drawing.x
         assert x is not None
-        if drawing.request.guidance is not None:
-            raise InputError("A panorama takes no parts of a guidance.")
+        parts = as_parts(drawing.request.guidance)
+        if any(isinstance(part, SelfAttentionGuidance) for part in parts):
+            raise InputError(
+                "SelfAttentionGuidance looks at all of a picture at once, of which the network"
+                " sees only windows in a panorama.",
+                hint="PerturbedAttentionGuidance works there.",
+            )
         self.views = list_views(x.shape[2], x.shape[3], circular=self.circular)
 
     def around(self, drawing: Drawing, network: Network) -> Network:
