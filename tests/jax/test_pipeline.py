@@ -10,13 +10,15 @@ import pytest
 import torch
 
 import sfumato.schedulers
-from sfumato import StableDiffusionPipeline
+from sfumato import KDiffusionScheduler, StableDiffusionPipeline
+from sfumato.diffusion.samplers.named import NAMED
 from sfumato.errors import InputError
 from tests.pipelines.tiny import SD_SCHEDULER, tiny_pipeline
 
 jax = pytest.importorskip("jax")
 
 from sfumato.jax.pipeline import FlaxStableDiffusionPipeline  # noqa: E402
+from sfumato.jax.schedulers import functional  # noqa: E402
 
 #: Samplers of every kind: with and without noise of their own, of one and of several calls.
 SAMPLERS = [
@@ -71,6 +73,58 @@ def test_every_sampler_that_is_a_table_draws_as_in_torch(name: str, both: Any) -
         return
     expected = torch_images(torch_pipe, ["a cat"], noise, num_inference_steps=steps)
     assert np.abs(np.asarray(found) - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize(("name", "named"), sorted(NAMED.items()))
+def test_every_sampler_of_k_diffusion_and_comfyui_draws_as_in_torch(
+    name: str, named: Any, both: Any
+) -> None:
+    pipeline, params, torch_pipe = both
+    torch_pipe.scheduler = KDiffusionScheduler(**SD_SCHEDULER, sampler=name)
+    noise, steps, scale = latents(1), 5, 0.8 if named.wants_negative else 5.0
+    ids, key = pipeline.prepare_inputs(["a cat", "a dog"]), jax.random.PRNGKey(0)
+    before, pipeline.scheduler = pipeline.scheduler, torch_pipe.scheduler
+    options: dict[str, Any] = {"guidance_scale": scale, "latents": noise}
+
+    def draw() -> Any:
+        return pipeline(ids[:1], params, key, steps, neg_prompt_ids=ids[1:], **options).images
+
+    try:
+        found = np.asarray(draw())
+        draws = functional(KDiffusionScheduler).from_config(torch_pipe.scheduler.config)
+        if draws.plan(steps).draws.any():  # noise of its own, from another source
+            assert np.isfinite(found).all()
+            return
+    finally:
+        pipeline.scheduler = before
+    expected = torch_images(
+        torch_pipe, ["a cat"], noise, negative_prompt=["a dog"], num_inference_steps=steps,
+        guidance_scale=scale,
+    )  # fmt: skip
+    assert np.abs(found - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize("jit", [True, False])
+def test_samplers_of_cfg_plus_plus_are_compiled_and_take_any_scale(both: Any, jit: bool) -> None:
+    pipeline, params, torch_pipe = both
+    noise = latents(3)
+    before = pipeline.scheduler
+    pipeline.scheduler = KDiffusionScheduler(**SD_SCHEDULER, sampler="dpmpp_2m_cfg_pp")
+    torch_pipe.scheduler = pipeline.scheduler
+    ids, key = pipeline.prepare_inputs(["a cat"] * 3), jax.random.PRNGKey(0)
+    scales = np.array([0.6, 1.0, 1.4], np.float32)
+    found = pipeline(ids, params, key, 4, guidance_scale=scales, latents=noise, jit=jit).images
+    alone = pipeline(ids, params, key, 4, guidance_scale=0, latents=noise, jit=jit).images
+    pipeline.scheduler = before
+    for i, scale in enumerate([0.6, 1.0, 1.4]):
+        expected = torch_images(
+            torch_pipe, ["a cat"], noise[i : i + 1], num_inference_steps=4, guidance_scale=scale
+        )
+        assert np.abs(np.asarray(found[i]) - expected[0]).max() < 1e-4
+    expected = torch_images(
+        torch_pipe, ["a cat"] * 3, noise, num_inference_steps=4, guidance_scale=0.0
+    )
+    assert np.abs(np.asarray(alone) - expected).max() < 1e-4
 
 
 @pytest.mark.parametrize("jit", [True, False])

@@ -29,7 +29,6 @@ class Call:
         params: without an axis of devices.
         keys: ``(K, ...)``, each for ``B / K`` pictures.
         scale: ``(B,)`` float32.
-        guide: whether any picture is guided.
         latents: ``shape``, or None for a random draw.
         shape: of the latents, ``(B, C, h, w)``.
         devices: size of the axis of devices that the arguments had, or None.
@@ -41,7 +40,6 @@ class Call:
     params: Mapping[str, Any]
     keys: Array
     scale: Array
-    guide: bool
     latents: Array | None
     shape: tuple[int, int, int, int]
     devices: int | None
@@ -85,7 +83,6 @@ def read_call(
             f" and {ids.shape}.",
             hint="Prepare one negative prompt per prompt.",
         )
-    scale, guide = _scale(guidance_scale, batch)
     shape = _latent_shape(pipeline, batch, size)
     mesh = None if devices is None or devices == 1 else make_mesh(devices, local=True)
     return Call(
@@ -93,8 +90,7 @@ def read_call(
         negative_ids=negative,
         params=_params(params, devices),
         keys=_keys(prng_seed, devices),
-        scale=scale,
-        guide=guide,
+        scale=_scale(guidance_scale, batch),
         latents=_latents(latents, shape),
         shape=shape,
         devices=devices,
@@ -115,8 +111,8 @@ def _ids(name: str, ids: Any, pipeline: Any) -> Array:
     return jnp.asarray(array.astype(np.int32))
 
 
-def _scale(given: Any, batch: int) -> tuple[Array, bool]:
-    """One scale per picture, and whether any is above 1."""
+def _scale(given: Any, batch: int) -> Array:
+    """One scale per picture."""
     if np.ndim(given) == 0 and not hasattr(given, "dtype"):
         given = finite_number("guidance_scale", given)
     array = np.asarray(given, np.float32).reshape(-1)
@@ -129,7 +125,7 @@ def _scale(given: Any, batch: int) -> tuple[Array, bool]:
                 hint="Pass one number, or one per picture.",
             )
         array = np.repeat(array, batch // array.size)  # one per device
-    return jnp.asarray(np.broadcast_to(array, (batch,))), bool((array > 1).any())
+    return jnp.asarray(np.broadcast_to(array, (batch,)))
 
 
 def _latent_shape(

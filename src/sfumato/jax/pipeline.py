@@ -359,7 +359,7 @@ class FlaxStableDiffusionPipeline(FlaxDiffusionPipeline):
             keys=call.keys,
             rows=rows_of(plan),
         )
-        settings = Settings(plan.limit, call.guide, clip_skip)
+        settings = Settings.of(plan, call.scale, clip_skip)
         images = self._compute(call, plan, inputs, settings, jit)
         return self._finish(call, images, return_dict)
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from sfumato.diffusion.plan import Limit
+from sfumato.diffusion.plan import Limit, Plan
 from sfumato.jax.models import FlaxAutoencoderKL, FlaxCLIPTextModel, FlaxUNet2DConditionModel
 from sfumato.jax.params import cast_floating
 from sfumato.jax.sampling import Network, Noise, Progress, Rows, advance, begin, guided, sample
@@ -54,11 +54,20 @@ class Settings(NamedTuple):
         limit: of the plan.
         guide: whether the network is asked about the negative prompts too.
         clip_skip: how many of the text encoder's last layers to leave out.
+        tells_negative: whether the sampler wants the negative answer beside the guided one.
     """
 
     limit: Limit | None
     guide: bool
     clip_skip: int = 0
+    tells_negative: bool = False
+
+    @classmethod
+    def of(cls, plan: Plan, scale: Array, clip_skip: int = 0) -> Self:
+        """For a sampler and the guidance of each picture."""
+        tells = plan.wants_negative
+        guide = bool((scale > (0 if tells else 1)).any())
+        return cls(plan.limit, guide, clip_skip, guide and tells)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +104,7 @@ class Program:
     def begin(self, inputs: Inputs) -> Progress:
         """Before the first row."""
         assert inputs.rows is not None
-        return begin(inputs.x, inputs.rows.update.shape[1] - 1)
+        return begin(inputs.x, inputs.rows)
 
     def predict(
         self,
@@ -145,7 +154,7 @@ class Program:
             out: Any = self.unet.apply(weights, x, timestep, context)
             return out.sample
 
-        return guided(predict, inputs.scale, settings.guide)
+        return guided(predict, inputs.scale, settings.guide, settings.tells_negative)
 
     def _noise(self, inputs: Inputs) -> Noise:
         def draw(number: Array) -> Array:

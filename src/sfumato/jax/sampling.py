@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from sfumato.diffusion.plan import BASE, DENOISED, NOISE, OUTPUT, Limit, Plan, X
-from sfumato.errors import InputError
+from sfumato.diffusion.plan import BASE, NEGATIVE, Limit, Plan
 
 #: ``(x, timestep) -> output``: x ``(B, C, H, W)``, the timestep one float32 number.
 Network = Callable[[Array, Array], Array]
@@ -42,7 +41,7 @@ class Progress(NamedTuple):
 
     Attributes:
         x: ``(B, C, H, W)`` float32.
-        past: tensors of earlier calls, ``(depth, 5, B, C, H, W)``; see `plan.Column`.
+        past: tensors of earlier calls, ``(depth, columns, B, C, H, W)``; see `plan.Column`.
     """
 
     x: Array
@@ -50,14 +49,7 @@ class Progress(NamedTuple):
 
 
 def rows_of(plan: Plan) -> Rows:
-    """The table as arrays.
-
-    Raises:
-        InputError: the sampler wants to know the negative answer, which the programs here do not
-            hand on.
-    """
-    if plan.wants_negative:
-        raise InputError("Samplers of CFG++ are not for JAX.", hint="Use PyTorch, or NumPy.")
+    """The table as arrays."""
     variance = np.zeros((len(plan), 0)) if plan.log_variance is None else plan.log_variance
     columns = (plan.timesteps, plan.input_scale, plan.denoised, plan.base, plan.update)
     return Rows(
@@ -67,12 +59,10 @@ def rows_of(plan: Plan) -> Rows:
     )
 
 
-def begin(x: Array, depth: int) -> Progress:
-    """Before the first row; ``depth`` is the plan's."""
-    return Progress(x, jnp.zeros((depth, len(_COLUMNS), *x.shape), jnp.float32))
-
-
-_COLUMNS = (X, BASE, OUTPUT, DENOISED, NOISE)
+def begin(x: Array, rows: Rows) -> Progress:
+    """Before the first row of a table."""
+    _, calls, columns, *_ = rows.update.shape
+    return Progress(x, jnp.zeros((calls - 1, columns, *x.shape), jnp.float32))
 
 
 def advance(
@@ -83,7 +73,8 @@ def advance(
     Args:
         row: one row of a table.
         progress: before it.
-        output: what the network answered to ``row.input_scale * progress.x``.
+        output: what the network answered to ``row.input_scale * progress.x``; for samplers that
+            want both, the guided answer and the negative one behind it, see `Plan.wants_negative`.
         noise: standard normal, shaped like x; zeros where the row draws none.
         limit: what happens to the denoised picture.
 
@@ -96,10 +87,13 @@ def advance(
         output, mixture = jnp.split(output, 2, axis=1)
         share = (mixture + 1) / 2
         noise = noise * jnp.exp(0.5 * (share * row.variance[1] + (1 - share) * row.variance[0]))
-    output = output[:, : x.shape[1]]
-    denoised = _weighted(row.denoised, jnp.stack([x, output, noise]))
-    denoised = _limited(denoised, limit)
-    call = jnp.stack([x, jnp.zeros_like(x), output, denoised, noise])
+    width = x.shape[1]
+    output, other = output[:, :width], output[:, -width:]
+    denoised = _limited(_weighted(row.denoised, jnp.stack([x, output, noise])), limit)
+    columns = [x, jnp.zeros_like(x), output, denoised, noise]
+    if row.update.shape[-1] > NEGATIVE:
+        columns.append(_limited(_weighted(row.denoised, jnp.stack([x, other, noise])), limit))
+    call = jnp.stack(columns)
     calls = jnp.concatenate([call[None], past])
     base = _weighted(row.base.reshape(-1), calls.reshape(-1, *x.shape))
     calls = calls.at[0, BASE].set(base)
@@ -159,13 +153,15 @@ def sample(
         return progress, None
 
     numbers = jnp.arange(rows.timesteps.shape[0])
-    depth = rows.update.shape[1] - 1
-    progress, _ = lax.scan(body, begin(x, depth), (numbers, rows))
+    progress, _ = lax.scan(body, begin(x, rows), (numbers, rows))
     return progress.x
 
 
 def guided(
-    predict: Callable[[Array, Array], Array], scale: Array, blocks: bool
+    predict: Callable[[Array, Array], Array],
+    scale: Array,
+    blocks: bool,
+    tells_negative: bool = False,
 ) -> Callable[[Array, Array], Array]:
     """Classifier-free guidance around ``(x, timestep) -> output``.
 
@@ -174,15 +170,19 @@ def guided(
             negative prompts first.
         scale: one per picture, ``(B,)``.
         blocks: whether to guide at all.
+        tells_negative: hand the negative answer on behind the guided one, as further channels.
     """
     if not blocks:
         return predict
-    scales: Any = jnp.maximum(scale, 1.0).astype(jnp.float32).reshape(-1, 1, 1, 1)
+    # Who wants the negative answer too goes between both.
+    scales: Any = scale if tells_negative else jnp.maximum(scale, 1.0)
+    scales = scales.astype(jnp.float32).reshape(-1, 1, 1, 1)
 
     def both(x: Array, timestep: Array) -> Array:
         negative, positive = jnp.split(
             predict(jnp.concatenate([x, x]), timestep).astype(jnp.float32), 2
         )
-        return negative + scales * (positive - negative)
+        guided = negative + scales * (positive - negative)
+        return jnp.concatenate([guided, negative], axis=1) if tells_negative else guided
 
     return both

@@ -147,12 +147,13 @@ class FlaxScheduler:
     ) -> SchedulerState:
         """The state of a run about to begin; ``shape``, of the samples, is not needed."""
         plan = self.plan(num_inference_steps)
+        rows = rows_of(plan)
         return state.replace(
             timesteps=jnp.asarray(plan.timesteps),
             init_noise_sigma=jnp.float32(plan.init_sigma),
-            rows=rows_of(plan),
+            rows=rows,
             row=jnp.int32(-1),
-            past=None if not shape else begin(jnp.zeros(shape), plan.depth).past,
+            past=None if not shape else begin(jnp.zeros(shape), rows).past,
             num_inference_steps=num_inference_steps,
             limit=plan.limit,
         )
@@ -184,7 +185,7 @@ class FlaxScheduler:
         """
         rows, at = _rows(state), self._row(state, timestep)
         x = sample.astype(jnp.float32)
-        past = begin(x, rows.update.shape[1] - 1).past if state.past is None else state.past
+        past = begin(x, rows).past if state.past is None else state.past
         key = jax.random.PRNGKey(0) if key is None else key
         row = jax.tree.map(lambda column: column[at], rows)
         noise = jax.random.normal(jax.random.fold_in(key, at), x.shape) * row.draws

@@ -104,7 +104,7 @@ class FlaxStableDiffusionImg2ImgPipeline(FlaxStableDiffusionPipeline):
             keys=call.keys,
             rows=rows_of(plan),
         )
-        images = self._compute(call, plan, inputs, Settings(plan.limit, call.guide), jit)
+        images = self._compute(call, plan, inputs, Settings.of(plan, call.scale), jit)
         return self._finish(call, images, return_dict)
 
 
@@ -202,7 +202,7 @@ class FlaxStableDiffusionInpaintPipeline(FlaxStableDiffusionPipeline):
             extra=extra,
             known=known,
         )
-        images = self._compute(call, plan, inputs, Settings(plan.limit, call.guide), jit)
+        images = self._compute(call, plan, inputs, Settings.of(plan, call.scale), jit)
         return self._finish(call, images, return_dict)
 
 
