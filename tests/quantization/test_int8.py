@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.errors import CheckpointError
-from sfumato.quantization import kernels
+from sfumato.quantization import int8, kernels
 from sfumato.quantization.int8 import (
     Int8Tensor,
     from_kernel_order,
@@ -128,7 +128,9 @@ def test_a_convolution_is_that_of_the_rounded_input(
     kernel: tuple[int, int],
     stride: int,
     padding: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(int8, "LEAST_PIXELS", 10**6)  # no Winograd's method
     weight = Int8Tensor.quantise(random(outputs, channels, *kernel), dtype)
     x, bias = random(2, channels, *size, seed=1, dtype=dtype), random(outputs, seed=2, dtype=dtype)
     x[1] *= 5
@@ -160,14 +162,45 @@ def test_winograds_method_is_as_exact_as_the_direct_way(
     outputs: int,
     size: tuple[int, int],
     padding: int | tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     plain = random(outputs, channels, 3, 3)
     x, bias = random(2, channels, *size, seed=1, dtype=dtype), random(outputs, seed=2, dtype=dtype)
     expected = F.conv2d(x.float(), plain, bias.float(), padding=padding)
     found = F.conv2d(x, WinogradTensor.quantise(plain, dtype), bias, padding=padding)
-    direct = F.conv2d(x, Int8Tensor.quantise(plain, dtype), bias, padding=padding)
+    weight = Int8Tensor.quantise(plain, dtype)
+    in_the_call = F.conv2d(x, weight, bias, padding=padding)
+    monkeypatch.setattr(int8, "LEAST_PIXELS", 10**6)
+    direct = F.conv2d(x, weight, bias, padding=padding)
     assert found.dtype == dtype and found.shape == expected.shape
     assert distance(found, expected) < max(0.016, 1.5 * distance(direct, expected))
+    assert distance(in_the_call, expected) < max(0.018, 1.7 * distance(direct, expected))
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("channels", "outputs", "size"), [(16, 5, (8, 8)), (48, 200, (13, 9)), (1280, 64, (30, 30))]
+)
+def test_integers_are_transformed_in_the_call_as_beforehand(
+    channels: int, outputs: int, size: tuple[int, int]
+) -> None:
+    plain = random(outputs, channels, 3, 3)
+    plain[0] = 0
+    plain[1] = plain[1].sign()
+    weight = Int8Tensor.quantise(plain, torch.float32)
+    taps = weight.integers().view(outputs, 3, 3, channels).double()
+    to = torch.tensor([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]]).double()
+    four_times = torch.einsum("ai,bj,oijc->oabc", to, to, taps).flatten(1, 2)
+    factors = (127 * 2048 / four_times.abs().amax(2).clamp(min=1)).clamp(max=32767).floor()
+    integers = (four_times * 16 * factors[..., None] / 2**15 + 0.5).floor().to(torch.int8)
+    scales = weight.scales[:, None] * 512 / factors.float()
+    beforehand = WinogradTensor.of_integers(integers, scales, torch.float32)
+    x, bias = random(3, channels, *size, seed=1), random(outputs, seed=2)
+    expected = F.conv2d(x, beforehand, bias, padding=1)
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        assert distance(F.conv2d(x, weight, bias, padding=1), expected) < 1e-6
+    torch.set_num_threads(1)
 
 
 @needs_kernels

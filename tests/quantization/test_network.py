@@ -236,20 +236,3 @@ def test_the_plain_numbers_of_blocks_are_multiplied_by_the_compiled_kernels(
         found = linear(x), conv(picture)
     assert taken == ["linear", "convolve"]
     assert max(map(distance, found, expected)) < 1e-5
-
-
-def test_wide_convolutions_stay_small_except_after_an_enlargement(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("sfumato.quantization.network.MOST_TRANSFORMED", 32)
-    network = tiny_unet()
-    quantize(network, "int8")
-    kinds = {
-        path: type(layer.weight)
-        for path, layer in network.named_modules()
-        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3) and layer.stride == (1, 1)
-    }
-    wide = {path for path in kinds if network.get_submodule(path).out_channels > 32}
-    assert any("upsamplers" in path for path in wide) and any("resnets" in path for path in wide)
-    for path in wide:
-        assert kinds[path] is (WinogradTensor if "upsamplers" in path else Int8Tensor)

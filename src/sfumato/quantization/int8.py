@@ -20,6 +20,8 @@ from sfumato.quantization.tensor import QuantizedTensor
 
 #: Outputs whose weights lie together, and inputs that are multiplied by one instruction's lane.
 PANEL, WORD, LANES = 64, 4, 16
+#: Pixels of a map from which 3x3 convolutions gain by transforming their weights in each call.
+LEAST_PIXELS = 64
 
 
 class Int8Tensor(QuantizedTensor):
@@ -123,8 +125,19 @@ class Int8Tensor(QuantizedTensor):
             return self.linear(x.movedim(1, -1), bias).movedim(-1, 1)
         if kernels.can_compute(x):
             packed = self.packed, self.scales, self.offsets
+            if step == 1 and self.shape[2:] == (3, 3) and self._transform_pays(x):
+                return kernels.winograd(x, *packed, bias, self.shape[0], edge, direct=True)
             return kernels.convolve(x, *packed, bias, tuple(self.shape), step, edge)
         return F.conv2d(rounded_pictures(x), self.plain(x.dtype), bias, step, edge)
+
+    def _transform_pays(self, x: Tensor) -> bool:
+        """Whether to transform the weight for Winograd's method in each call.
+
+        The batch has no say, so that a picture does not depend on its neighbours.
+        """
+        height, width = x.shape[2:]
+        enough = height * width >= LEAST_PIXELS and min(height, width) >= 3
+        return enough and self.shape[1] % LANES == 0
 
 
 def one_number(value: Any) -> int | None:

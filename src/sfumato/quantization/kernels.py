@@ -81,11 +81,17 @@ def winograd(
     bias: Tensor | None,
     outputs: int,
     padding: tuple[int, int],
+    *,
+    direct: bool = False,
 ) -> Tensor:
-    """A 3x3 convolution with stride 1; see `WinogradTensor` for the weight."""
+    """A 3x3 convolution with stride 1.
+
+    The weight is that of a `WinogradTensor`, or (``direct``) of an `Int8Tensor` with a multiple of
+    16 inputs, which is transformed in the call.
+    """
     rows = x.detach().movedim(1, -1).contiguous()
     batch, height, width, channels = rows.shape
-    sizes = (c_long * 7)(batch, height, width, channels, outputs, *padding)
+    sizes = (c_long * 8)(batch, height, width, channels, outputs, *padding, direct)
     out = rows.new_empty(batch, height + 2 * padding[0] - 2, width + 2 * padding[1] - 2, outputs)
     bias = None if bias is None else bias.detach().float().contiguous()
     failed = _library().sfumato_winograd_int8(
