@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         UnknownKeywordError,
         WeightsMismatchError,
     )
+    from sfumato.jax.controlnet import FlaxControlNetModel
     from sfumato.jax.models import FlaxAutoencoderKL, FlaxCLIPTextModel, FlaxUNet2DConditionModel
     from sfumato.jax.pipeline import FlaxStableDiffusionPipeline, FlaxStableDiffusionPipelineOutput
     from sfumato.jax.safety import FlaxStableDiffusionSafetyChecker
@@ -158,6 +159,7 @@ _MODULE_OF = {
     "FlaxStableDiffusionSafetyChecker": "sfumato.jax.safety",
     "FlaxUNet2DConditionModel": "sfumato.jax.models",
     "FlaxCLIPTextModel": "sfumato.jax.models",
+    "FlaxControlNetModel": "sfumato.jax.controlnet",
     "FlaxAutoencoderKL": "sfumato.jax.models",
     "FlaxStableDiffusionInpaintPipeline": "sfumato.jax.with_pictures",
     "FlaxStableDiffusionImg2ImgPipeline": "sfumato.jax.with_pictures",
@@ -320,6 +322,7 @@ __all__ = [
     "EulerDiscreteScheduler",
     "FlaxAutoencoderKL",
     "FlaxCLIPTextModel",
+    "FlaxControlNetModel",
     "FlaxDDIMScheduler",
     "FlaxDDPMScheduler",
     "FlaxDPMSolverMultistepScheduler",

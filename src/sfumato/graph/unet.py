@@ -87,9 +87,9 @@ def unet(
     temb = time_embedding(
         ops, weights, config, timesteps, context, class_labels, timestep_cond, added
     )
-    text = _Text(text_context(ops, weights, config, context, added), _bias(ops, context_mask))
+    text = Text(text_context(ops, weights, config, context, added), mask_bias(ops, context_mask))
     down, middle, up = supported_stages(config)
-    net = _Network(ops, weights, config, temb, text)
+    net = Network(ops, weights, config, temb, text)
     x = ops.to_map(sample)
     if config.center_input_sample:
         x = ops.add(ops.mul(x, 2.0), -1.0)
@@ -140,7 +140,7 @@ def supported_stages(
     return down, stages.mid, [stage for stage in stages.up if isinstance(stage, Stage)]
 
 
-def _bias(ops: Ops[A], mask: A | None) -> A | None:
+def mask_bias(ops: Ops[A], mask: A | None) -> A | None:
     """A mask of ones (keep) and zeros as a bias ``(N, 1, 1, S)`` on scores."""
     if mask is None:
         return None
@@ -158,7 +158,7 @@ def _controlled(ops: Ops[A], skips: list[A], control: Sequence[A]) -> list[A]:
 
 
 @dataclass(frozen=True)
-class _Text(Generic[A]):
+class Text(Generic[A]):
     """What cross-attention looks at: tokens ``(N, S, C)``, and a bias on their scores."""
 
     tokens: A
@@ -166,14 +166,14 @@ class _Text(Generic[A]):
 
 
 @dataclass(frozen=True)
-class _Network(Generic[A]):
+class Network(Generic[A]):
     """The blocks of one call, with what all of them are told."""
 
     ops: Ops[A]
     weights: Weights
     config: UNet2DConditionConfig
     temb: A
-    text: _Text[A]
+    text: Text[A]
 
     def down(self, i: int, stage: Stage, x: A, skips: list[A], residual: A | None) -> A:
         """Down block ``i``; appends to ``skips``. ``residual`` is from a T2I-Adapter."""

@@ -32,7 +32,13 @@ from sfumato.graph import autoencoder, clip_text, unet
 from sfumato.graph.unet import Residuals
 from sfumato.graph.weights import Weights
 from sfumato.jax.ops import JaxOps
-from sfumato.jax.params import Params, cast_floating, read_params, write_params
+from sfumato.jax.params import (
+    Params,
+    cast_floating,
+    random_params,
+    read_params,
+    write_params,
+)
 from sfumato.models.autoencoder_config import AutoencoderKLConfig
 from sfumato.models.unet_config import UNet2DConditionConfig
 from sfumato.outputs import BaseOutput
@@ -142,6 +148,16 @@ class FlaxModelMixin(Generic[C]):
             write_params(folder / self.weights_name, params)
             write_json(folder / "config.json", self._config_to_write())
 
+    def init_weights(self, rng: Array) -> Params:
+        """Random parameters: normal, with one over the inputs as variance; norms change nothing.
+
+        Names and shapes are those of the torch class, so this imports torch.
+
+        Args:
+            rng: a key of `jax.random`.
+        """
+        return random_params(self.class_name, self.config, rng)
+
     def _config_to_write(self) -> dict[str, Any]:
         return {"_class_name": self.class_name, **self.config.to_dict()}
 
@@ -216,6 +232,15 @@ def scope(variables: Mapping[str, Any]) -> Weights:
     return Weights(params)
 
 
+def refuse_training(train: bool) -> None:
+    """Raise `InputError` unless ``train``, an argument of upstream's networks, is False."""
+    if train:
+        raise InputError(
+            "`train` has to be False: the JAX networks are for drawing.",
+            hint="Train with `sfumato train`.",
+        )
+
+
 class FlaxUNet2DConditionModel(FlaxModelMixin[UNet2DConditionConfig]):
     """The UNet; its configuration is that of `UNet2DConditionModel`."""
 
@@ -251,11 +276,7 @@ class FlaxUNet2DConditionModel(FlaxModelMixin[UNet2DConditionConfig]):
             train: has to be False: nothing here has dropout.
             class_labels, timestep_cond: as `UNet2DConditionModel.forward` has them.
         """
-        if train:
-            raise InputError(
-                "`train` has to be False: the JAX networks are for drawing.",
-                hint="Train with `sfumato train`.",
-            )
+        refuse_training(train)
         times = jnp.broadcast_to(jnp.asarray(timesteps, jnp.float32).reshape(-1), sample.shape[:1])
         residuals = None
         if down_block_additional_residuals is not None:

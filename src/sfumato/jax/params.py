@@ -72,6 +72,31 @@ def as_array(tensor: StoredTensor, dtype: Any = None) -> Array:
     return jnp.asarray(raw, dtype=dtype if floating else None)
 
 
+def random_params(class_name: str, config: Mapping[str, Any], key: Array) -> Params:
+    """Random parameters of a network; see `sfumato.jax.models.FlaxModelMixin.init_weights`.
+
+    Args:
+        class_name: of the class in torch, which knows their names and shapes.
+        config: of the network.
+        key: of `jax.random`.
+    """
+    import torch
+
+    import sfumato
+
+    with torch.device("meta"):
+        shapes = getattr(sfumato, class_name).from_config(dict(config)).state_dict()
+    made: Params = {}
+    for number, (name, like) in enumerate(sorted(shapes.items())):
+        shape = tuple(like.shape)
+        if len(shape) > 1:
+            drawn = jax.random.normal(jax.random.fold_in(key, number), shape)
+            made[name] = drawn * np.prod(shape[1:]) ** -0.5
+        else:
+            made[name] = jnp.full(shape, float(name.endswith("weight")))
+    return made
+
+
 def cast_floating(params: Mapping[str, Any], dtype: Any, mask: Any = None) -> dict[str, Any]:
     """Parameters in another type; integers stay.
 
