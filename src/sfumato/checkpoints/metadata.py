@@ -29,8 +29,13 @@ MAX_SEED = 2**64 - 1
 _JSON_FORMAT = 1
 _MAX_TEXT = 1 << 20  # characters of one text; longer ones are not recipes
 _NEGATIVE = "Negative prompt:"
-#: One ``key: value`` of the last line of an infotext; a value may be a JSON string.
-_ENTRY = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+#: One ``key: value`` of the last line of an infotext; a value may be a JSON string. A1111 looks for
+#: ``\w[\w \-/]+:`` from every letter on, which takes hours in a megabyte of letters; a key begins
+#: with the first letter of a run of such, so one look at each run is enough.
+_ENTRY = re.compile(
+    r"""(?<![\w \-/])[ \-/]*+(\w[\w \-/]++):\s*+("(?:\\.|[^\\"])++"(?=,|$)|[^,]*+)(?:,|$)"""
+)
+_KEY = re.compile(r"\w[\w \-/]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,18 +121,10 @@ class Recipe(Config):
 
     def validate(self) -> None:
         """Raise `ConfigError` if a field is of another type or out of range."""
-        for name, (low, high) in _INT_RANGES.items():
-            if getattr(self, name) is not None:
-                check_int(f"Recipe.{name}", getattr(self, name), low, high)
-        for name, (low, high) in _FLOAT_RANGES.items():
-            if getattr(self, name) is not None:
-                _check_float(f"Recipe.{name}", getattr(self, name), low, high)
-        for name in _TEXT_FIELDS:
+        for name in (*_INT_RANGES, *_FLOAT_RANGES, *_TEXT_FIELDS):
             value = getattr(self, name)
-            if value is None and name not in ("prompt", "negative_prompt"):
-                continue
-            if not isinstance(value, str) or len(value) > _MAX_TEXT:
-                raise ConfigError(f"`Recipe.{name}` has to be text of at most {_MAX_TEXT} letters.")
+            if value is not None or name in ("prompt", "negative_prompt"):
+                _check_field(name, value)
         if not isinstance(self.extra, Mapping) or not all(
             isinstance(text, str) for pair in self.extra.items() for text in pair
         ):
@@ -200,6 +197,7 @@ _ENTRIES: tuple[tuple[str, str, type], ...] = (
     ("Seed resize from", "seed_resize_from", str),
     ("Denoising strength", "strength", float),
     ("Clip skip", "clip_skip", int),
+    ("ENSD", "eta_noise_seed_delta", int),
     ("RNG", "rng", str),
     ("Tiling", "tiling", str),
     ("Hires upscale", "hires_scale", float),
@@ -208,11 +206,11 @@ _ENTRIES: tuple[tuple[str, str, type], ...] = (
     ("Eta", "eta", float),
     ("CFG rescale", "guidance_rescale", float),
     ("Guidance parts", "guidance", str),
-    ("ENSD", "eta_noise_seed_delta", int),
     ("Prompt syntax", "prompt_syntax", str),
     ("Class label", "class_label", str),
     ("Version", "version", str),
 )
+_FIELDS = {key: (name, kind) for key, name, kind in _ENTRIES}
 #: What readers take when the entry is absent, so that it need not be written.
 _ABSENT_MEANS = {
     "clip_skip": 1,
@@ -224,12 +222,19 @@ _ABSENT_MEANS = {
 }
 
 
-def _check_float(label: str, value: object, low: float, high: float) -> None:
-    ok = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
-    if not ok:  # which a NaN is not either
-        raise ConfigError(
-            f"`{label}` has to be a number from {low:g} to {high:g} but is {value!r:.80}."
-        )
+def _check_field(name: str, value: Any) -> None:
+    label = f"Recipe.{name}"
+    if name in _INT_RANGES:
+        check_int(label, value, *_INT_RANGES[name])
+    elif name in _FLOAT_RANGES:
+        low, high = _FLOAT_RANGES[name]
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (number and low <= value <= high):  # which a NaN is not either
+            raise ConfigError(
+                f"`{label}` has to be a number from {low:g} to {high:g} but is {value!r:.80}."
+            )
+    elif not isinstance(value, str) or len(value) > _MAX_TEXT:
+        raise ConfigError(f"`{label}` has to be text of at most {_MAX_TEXT} letters.")
 
 
 # -- infotext ----------------------------------------------------------------------------------
@@ -252,7 +257,7 @@ def to_infotext(recipe: Recipe) -> str:
 def _written_entries(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for key, name, _ in _ENTRIES:
         if key == "Version":
-            yield from recipe.extra.items()
+            yield from (pair for pair in recipe.extra.items() if _KEY.fullmatch(pair[0]))
         if key == "Size":
             value = f"{recipe.width}x{recipe.height}" if recipe.width and recipe.height else None
         elif getattr(recipe, name) == _ABSENT_MEANS.get(name):
@@ -298,40 +303,39 @@ def parse_infotext(text: str) -> Recipe:
     """
     if len(text) > _MAX_TEXT:
         raise ConfigError(f"The text has {len(text)} letters; a recipe has at most {_MAX_TEXT}.")
-    *lines, last = text.rstrip("\n").split("\n")
+    *lines, last = text.rstrip().split("\n")
     entries = _ENTRY.findall(last)
     if len(entries) < 3:
-        lines, entries = [*lines, last], []
+        lines, entries = text.rstrip("\n").split("\n"), []
     cut = next((i for i, line in enumerate(lines) if line.startswith(_NEGATIVE)), len(lines))
     negative = "\n".join(lines[cut:])[len(_NEGATIVE) :].removeprefix(" ")
     values: dict[str, Any] = dict(_ABSENT_MEANS) if entries else {}
     extra: dict[str, str] = {}
     for key, raw in entries:
         value = _unquote(raw)
-        known = _read_entry(key, value)
-        (values.update(known) if known else extra.setdefault(key, value))
+        if known := _read_entry(key, value):
+            values.update(known)
+        else:
+            extra[key] = value
     return Recipe(prompt="\n".join(lines[:cut]), negative_prompt=negative, extra=extra, **values)
 
 
 def _read_entry(key: str, value: str) -> dict[str, Any]:
     """The recipe's fields that an entry stands for; empty when it is not known or not sound."""
-    name, kind = next(((n, t) for k, n, t in _ENTRIES if k == key), (None, str))
-    if name is None:
-        return {}
-    fields: dict[str, Any]
+    name, kind = _FIELDS.get(key, ("", str))
     if name == "size":
         sides = re.fullmatch(r"(\d{1,7})x(\d{1,7})", value)
-        fields = {"width": int(sides[1]), "height": int(sides[2])} if sides else {}
+        fields = {"width": sides[1], "height": sides[2]} if sides else {}
+        kind = int
     else:
-        try:
-            fields = {name: kind(value)}
-        except ValueError:
-            return {}
+        fields = {name: value} if name else {}
     try:
-        Recipe(**fields)
-    except ConfigError:
+        read = {name: kind(text) for name, text in fields.items()}
+        for name, number in read.items():
+            _check_field(name, number)
+    except (ValueError, ConfigError):
         return {}
-    return fields
+    return read
 
 
 # -- JSON --------------------------------------------------------------------------------------

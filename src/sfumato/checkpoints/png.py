@@ -97,7 +97,10 @@ def _take_text(
 def _decode(kind: bytes, body: bytes, keyword: str) -> str:
     """The text of a chunk's body: what follows its keyword and the NUL."""
     if kind == b"tEXt":
-        return body.decode("latin-1")
+        try:  # stable-diffusion.cpp writes UTF-8, which Latin-1 hardly ever looks like
+            return body.decode("utf-8")
+        except UnicodeDecodeError:
+            return body.decode("latin-1")
     if kind == b"zTXt":
         return _inflate(body[1:], keyword).decode("latin-1")
     compressed, _, rest = body[:1], body[1:2], body[2:]
