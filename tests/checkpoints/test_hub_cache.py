@@ -118,6 +118,22 @@ def test_a_damaged_note_of_a_revision_is_no_model(cache: Path, content: str) -> 
         open_model(NAME, HubOptions())
 
 
+@pytest.mark.skipif(os.name != "posix", reason="has neither such devices nor pipes")
+@pytest.mark.parametrize("kind", ["device", "pipe", "folder", "loop"])
+def test_what_is_no_file_in_place_of_such_a_note_is_not_read(cache: Path, kind: str) -> None:
+    """A device has no end, and a pipe no beginning."""
+    note = lay_out(cache, NAME, {"a.json": b"{}"}) / "refs" / "main"
+    note.unlink()
+    if kind == "pipe":
+        os.mkfifo(note)
+    elif kind == "folder":
+        note.mkdir()
+    else:
+        note.symlink_to("/dev/zero" if kind == "device" else note)
+    with pytest.raises(ModelNotFoundError, match="nor a model of that name"):
+        open_model(NAME, HubOptions())
+
+
 def test_an_unreachable_hub_is_not_asked_for_paths(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

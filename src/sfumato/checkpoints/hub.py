@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.checkpoints.atomic import write_file_atomically
-from sfumato.checkpoints.files import is_regular
+from sfumato.checkpoints.files import is_regular, open_regular
 from sfumato.checkpoints.hub_errors import Asked, explain
 from sfumato.checkpoints.hub_names import (
     WEIGHT_ENDINGS,
@@ -178,7 +178,8 @@ class _Cache:
         commit = self._revision
         if not _COMMIT.fullmatch(commit):
             try:
-                commit = (self._folder / "refs" / commit).read_text("ascii").strip()
+                with open_regular(self._folder / "refs" / commit) as file:
+                    commit = file.read(64).decode("ascii").strip()
             except (OSError, ValueError):
                 return None
         return commit if _COMMIT.fullmatch(commit) and self.snapshot(commit).is_dir() else None

@@ -76,11 +76,24 @@ def controlnet_sizes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     return {
         **{name: value for name, value in sizes.items() if name in known},
         "layers_per_block": layers[0] if isinstance(layers, list) else layers,
-        "conditioning_channels": shapes[f"input_hint_block.{hints[0]}.weight"][1],
+        "conditioning_channels": _kernel(shapes, hints[0])[1],
         "conditioning_embedding_out_channels": [
-            shapes[f"input_hint_block.{number}.weight"][0] for number in hints[:-1:2]
+            _kernel(shapes, number)[0] for number in hints[:-1:2]
         ],
     }
+
+
+def _kernel(shapes: Mapping[str, Shape], number: int) -> Shape:
+    """The shape of a layer for the picture."""
+    name = f"input_hint_block.{number}.weight"
+    shape = shapes.get(name, ())
+    if len(shape) != 4:
+        raise WeightsMismatchError(
+            f"{name} has the shape {list(shape)} but should be a convolution's."
+            if name in shapes
+            else f"The file has no {name}."
+        )
+    return shape
 
 
 def _hint_layers(shapes: Mapping[str, Shape]) -> list[int]:
