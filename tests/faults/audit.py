@@ -15,7 +15,7 @@ _FORBIDDEN = (
     "subprocess.", "sys.addaudithook", "sys.setprofile", "sys.settrace", "tempfile.", "urllib.",
     "webbrowser.",
 )  # fmt: skip
-_ALLOWED = ("os.fwalk", "os.listdir", "os.scandir")
+_ALLOWED = ("os.fwalk", "os.listdir", "os.scandir", "os.walk")
 
 
 class Forbidden(BaseException):

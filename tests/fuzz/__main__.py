@@ -57,7 +57,7 @@ def _only(options: argparse.Namespace) -> int:
         print(_save(options.save, options, options.only))
     with tempfile.TemporaryDirectory() as folder:
         path = prepare(Path(folder))[name]
-        path.write_bytes(content)
+        KINDS[name].write(path, content)
         print(f"{name}, {len(content)} bytes")
         for read in KINDS[name].readers_of(content):
             print(f"{read.__name__}: {try_input(read, path)}")

@@ -143,7 +143,7 @@ def _child(
 
 
 def _one(number: int, name: str, content: bytes, path: Path, watch: Watch, report: Report) -> None:
-    path.write_bytes(content)
+    KINDS[name].write(path, content)
     try:
         outcomes = [try_input(read, path, watch) for read in KINDS[name].readers_of(content)]
     except BaseException as error:
@@ -181,7 +181,7 @@ def _warm(seed: int, folder: Path) -> None:
     places = prepare(folder)
     for name, kind in KINDS.items():
         for number in range(20):
-            places[name].write_bytes(kind.make(random.Random(f"warm {seed} {number}")))
+            kind.write(places[name], kind.make(random.Random(f"warm {seed} {number}")))
             for read in kind.readers:
                 with suppress(Exception):  # it is found again where reports are written
                     try_input(read, places[name])

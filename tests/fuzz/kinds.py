@@ -39,7 +39,8 @@ from sfumato.text.clip import CLIPTextModel
 from sfumato.text.clip_vision import CLIPVisionModelWithProjection
 from sfumato.text.embedding_files import read_embedding
 from sfumato.text.tokenizer import CLIPTokenizer
-from tests.fuzz import texts, weights
+from tests.fuzz import cache as hub_cache
+from tests.fuzz import conditioned, texts, weights
 from tests.pipelines.tiny import tiny_unet
 
 Reader = Callable[[Path], Any]
@@ -55,6 +56,7 @@ class Kind:
         readers: a file is fed to the first, and every fourth to another.
         share: how often it is made, beside the others; what is slow to read is made rarely.
         around: sound files beside it, by name.
+        arrange: makes of the file what it tells of; its readers look at that.
     """
 
     file: str
@@ -62,6 +64,13 @@ class Kind:
     readers: tuple[Reader, ...]
     share: float = 1
     around: Callable[[], Mapping[str, bytes]] = dict
+    arrange: Callable[[Path], None] | None = None
+
+    def write(self, path: Path, content: bytes) -> None:
+        """Put a file where its readers look for it."""
+        path.write_bytes(content)
+        if self.arrange is not None:
+            self.arrange(path)
 
     def readers_of(self, content: bytes) -> tuple[Reader, ...]:
         """The readers that this file is fed to."""
@@ -197,6 +206,38 @@ KINDS: dict[str, Kind] = {
     "torch zip": Kind("m.ckpt", weights.torch_zip, _PICKLES, 1.5),
     "legacy pickle": Kind("m.pt", weights.legacy, _PICKLES, 2),
     "adapter": Kind("m.safetensors", weights.adapter, (adapter, inspect), 0.2),
+    "ip-adapter": Kind(
+        "ip_adapter.safetensors",
+        conditioned.ip_adapter,
+        (conditioned.read_ip_adapter, inspect),
+        0.2,
+    ),
+    "pickled ip-adapter": Kind(
+        "ip_adapter.bin", conditioned.pickled_ip_adapter, (conditioned.read_ip_adapter,), 0.1
+    ),
+    "controlnet config of a folder": Kind(
+        "config.json",
+        conditioned.controlnet_config,
+        (conditioned.read_controlnet_folder, inspect_folder),
+        0.1,
+        conditioned.controlnet_weights,
+    ),
+    "controlnet folder": Kind(
+        conditioned.CONTROL_WEIGHTS,
+        conditioned.controlnet_folder,
+        (conditioned.read_controlnet_folder, inspect_folder),
+        0.1,
+        conditioned.controlnet_settings,
+    ),
+    "controlnet file": Kind(
+        "m.safetensors",
+        conditioned.controlnet_file,
+        (conditioned.read_controlnet_file, inspect),
+        0.05,
+    ),
+    "hub cache": Kind(
+        "wish.json", hub_cache.damage, (hub_cache.read,), 0.1, arrange=hub_cache.arrange
+    ),
     "embedding": Kind("m.safetensors", weights.embedding, (read_embedding, inspect)),
     "embedding in a picture": Kind("m.png", texts.embedding_picture, (read_embedding,)),
     "picture": Kind("m.png", texts.picture, (read_recipe,), 2),

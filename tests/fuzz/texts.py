@@ -73,7 +73,8 @@ def picture(r: random.Random) -> bytes:
 
 
 _PIECES = (b"Steps: 1, ", b": ", b", ", b"\n", b'"', b"\\", b"Negative prompt: ",
-           b"Seed: -1, " * 50, b"Size: 9999999x0, ", b'a: "', b" " * 2000)  # fmt: skip
+           b"Seed: -1, " * 50, b"Size: 9999999x0, ", b'a: "', b" " * 2000,
+           b"a" * 100_000)  # fmt: skip
 
 
 def infotext(r: random.Random) -> bytes:

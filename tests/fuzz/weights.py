@@ -65,13 +65,13 @@ NOTES = {
 # Safetensors
 
 
-def _parts(data: bytes) -> tuple[dict[str, Any], bytes]:
+def parts_of(data: bytes) -> tuple[dict[str, Any], bytes]:
     """Header and data of a sound file."""
     length = int.from_bytes(data[:8], "little")
     return json.loads(data[8 : 8 + length]), data[8 + length :]
 
 
-def _saved(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
+def saved(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
     """As `safetensors.torch.save`, whose order of metadata differs from process to process."""
     header: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
     data = b""
@@ -87,10 +87,10 @@ def _saved(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -
 _NAMES_OF_DTYPES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
-def _damaged(r: random.Random, sound: bytes, other: bytes) -> bytes:
+def damaged(r: random.Random, sound: bytes, other: bytes) -> bytes:
     if r.random() < 0.3:
         return any_bytes(r, sound, other)
-    header, data = _parts(sound)
+    header, data = parts_of(sound)
     raw = safetensors_bytes(json_bytes(r, changed_often(r, header)), data)
     return struct.pack("<Q", r.choice(ODD_LENGTHS)) + raw[8:] if r.random() < 0.03 else raw
 
@@ -100,36 +100,36 @@ ODD_LENGTHS = (0, 1, 8, 2**31, 2**63, 2**64 - 1, 100_000_000, 100_000_001)
 
 @cache
 def _plain() -> bytes:
-    return _saved(STATE, {"format": "pt", **NOTES})
+    return saved(STATE, {"format": "pt", **NOTES})
 
 
 def safetensors(r: random.Random) -> bytes:
-    return _damaged(r, _plain(), _torch_files()[0])
+    return damaged(r, _plain(), _torch_files()[0])
 
 
 def checkpoint(r: random.Random) -> bytes:
     """A Stable Diffusion checkpoint with other names and shapes."""
-    return _with_other_shapes(r, _stable_diffusion())
+    return with_other_shapes(r, _stable_diffusion())
 
 
 def latent_checkpoint(r: random.Random) -> bytes:
     """A checkpoint of an unconditional model of the latent diffusion paper, likewise."""
-    return _with_other_shapes(r, _latent_diffusion())
+    return with_other_shapes(r, _latent_diffusion())
 
 
 @cache
 def _stable_diffusion() -> dict[str, Any]:
-    return _header(checkpoint_tensors(networks(small_configs("stable-diffusion-v1"))))
+    return header_of(checkpoint_tensors(networks(small_configs("stable-diffusion-v1"))))
 
 
 @cache
 def _latent_diffusion() -> dict[str, Any]:
     unet = tiny_unet_2d(attention_head_dim=32, norm_num_groups=32, downsample_type="resnet")
     tensors = original_tensors("unet", unet) | original_tensors("vae", tiny_vq())
-    return _header({**tensors, "scale_factor": torch.tensor(0.2)})
+    return header_of({**tensors, "scale_factor": torch.tensor(0.2)})
 
 
-def _header(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def header_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The header of a file with these tensors in float16."""
     header, position = {}, 0
     for name, tensor in tensors.items():
@@ -140,7 +140,7 @@ def _header(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return header
 
 
-def _with_other_shapes(r: random.Random, sound: Mapping[str, Any]) -> bytes:
+def with_other_shapes(r: random.Random, sound: Mapping[str, Any]) -> bytes:
     """Names and shapes of a checkpoint, some of them changed; offsets mostly follow the shapes."""
     names = sorted(sound)
     header: dict[str, Any] = {name: list(entry["shape"]) for name, entry in sound.items()}
@@ -361,15 +361,15 @@ def _adapters() -> tuple[bytes, ...]:
     files = []
     for tensors in made:
         some = {name: t for name, t in tensors.items() if "mid_block" in name}
-        files.append(_saved(dict(list(some.items())[:24]), NOTES))
+        files.append(saved(dict(list(some.items())[:24]), NOTES))
     return tuple(files)
 
 
 def adapter(r: random.Random) -> bytes:
     sound = r.choice(_adapters())
     if r.random() < 0.3:
-        return _damaged(r, sound, r.choice(_adapters()))
-    header, data = _parts(sound)
+        return damaged(r, sound, r.choice(_adapters()))
+    header, data = parts_of(sound)
     for _ in range(r.choice([1, 2, 4])):
         name = r.choice(list(header))
         entry = header[name]
@@ -395,7 +395,7 @@ def adapter(r: random.Random) -> bytes:
 
 @cache
 def _embeddings() -> tuple[bytes, ...]:
-    return tuple(_saved(table) for table in (
+    return tuple(saved(table) for table in (
         VECTORS, {"emb_params": VECTORS["<cat>"]}, {"clip_l": torch.ones(1, 768),
         "clip_g": torch.ones(1, 1280)}, {"a": torch.ones(1024)},
     ))  # fmt: skip
@@ -404,7 +404,7 @@ def _embeddings() -> tuple[bytes, ...]:
 def embedding(r: random.Random) -> bytes:
     if r.random() < 0.3:
         return any_bytes(r, r.choice(_torch_files()[2:]), r.choice(_embeddings()))
-    return _damaged(r, r.choice(_embeddings()), r.choice(_torch_files()))
+    return damaged(r, r.choice(_embeddings()), r.choice(_torch_files()))
 
 
 # GGUF
