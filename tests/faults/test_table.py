@@ -22,7 +22,7 @@ def names_in(name: str) -> frozenset[str]:
 
 
 def test_the_table_has_all_rows() -> None:
-    assert [int(row) for row in ROWS] == list(range(1, 54))
+    assert [int(row) for row in ROWS] == [*range(1, 54), 56, 83]
 
 
 @pytest.mark.parametrize("row", ROWS)
