@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfumato.models.fused import geglu, norm_act
+from sfumato.models.fused import geglu, group_moments, norm_act, scale_act
 from sfumato.native.library import can_compute
 from sfumato.native.pointwise import Activation, activate
 from sfumato.runtime import kernels, pointwise
@@ -76,6 +76,47 @@ def test_group_norm_keeps_its_digits_far_from_zero(kind: str) -> None:
     assert found is not None
     wanted = F.group_norm(x.double(), 2)
     assert (found - wanted).abs().max() <= (1e-3 if kind == "float32" else 0.05)
+
+
+@each_type
+@pytest.mark.parametrize("seed", range(12))
+def test_moments_and_a_scale_make_a_group_norm_of_parts(kind: str, seed: int) -> None:
+    torch.manual_seed(seed)
+    pick = random.Random(seed)
+    groups = pick.choice([1, 2, 4, 32])
+    channels = groups * pick.choice([1, 3, 4, 70])
+    size = (pick.randint(1, 3), channels, pick.randint(1, 40), pick.randint(2, 40))
+    x = (torch.randn(size) * 3 + 20 * torch.randn(channels, 1, 1)).to(TYPES[kind])
+    x = x.contiguous(memory_format=torch.channels_last)
+    exact = x.double().unflatten(1, (groups, -1)).flatten(2)
+    factors = torch.randn(size[0], 2, channels)
+    wanted = x.double() * factors[:, 0, :, None, None] + factors[:, 1, :, None, None]
+    for on in (False, True):
+        with torch.no_grad(), kernels.using(on), kernels.active():
+            mean, squares = group_moments(x, groups).double().unbind(dim=2)
+            assert torch.allclose(mean, exact.mean(2), rtol=1e-5, atol=1e-4)
+            assert torch.allclose(
+                squares, exact.var(2, correction=0) * exact.shape[2], rtol=1e-4, atol=1e-4
+            )
+            found = scale_act(x, factors.double(), nn.SiLU())
+            assert found.stride() == x.stride()
+            close(found, F.silu(wanted), kind)
+            close(scale_act(x, factors, nn.Identity()), wanted, kind)
+
+
+@each_type
+def test_moments_keep_their_digits_far_from_zero(kind: str) -> None:
+    torch.manual_seed(0)
+    x = (torch.randn(1, 8, 64, 64) + 1000).to(TYPES[kind])
+    x = x.contiguous(memory_format=torch.channels_last)
+    found = pointwise.group_moments(x, 2)
+    exact = x.double().unflatten(1, (2, -1)).flatten(2)
+    assert found is not None and found.dtype == torch.float64
+    assert torch.allclose(found[..., 0], exact.mean(2), rtol=1e-9)
+    assert torch.allclose(found[..., 1] / exact.shape[2], exact.var(2, correction=0), rtol=1e-5)
+    constant = torch.full_like(x, 1000)
+    found = pointwise.group_moments(constant, 2)
+    assert found is not None and (found == torch.tensor([1000.0, 0.0]).to(found)).all()
 
 
 @each_type
@@ -165,6 +206,9 @@ def test_what_only_torch_can_do_is_left_to_torch() -> None:
     assert pointwise.group_norm(last, 2, torch.ones(8, requires_grad=True)) is None
     assert pointwise.group_norm(last[..., :0], 2) is None
     assert pointwise.group_norm(torch.randn(1, 2, 1, 1), 2) is None  # torch refuses single values
+    for other in (x, last.double(), last[..., :0], last.clone().requires_grad_(), last[0]):
+        assert pointwise.group_moments(other, 2) is None
+        assert pointwise.scaled(other, torch.ones(2, 2, 8)) is None
     assert pointwise.layer_norm(x, (5, 5)) is None
     assert pointwise.layer_norm(x, (4,)) is None
     assert pointwise.layer_norm(x.double(), (5,)) is None

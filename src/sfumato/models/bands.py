@@ -4,19 +4,20 @@ What comes out is what the layer makes of the whole map, up to rounding: a convo
 rows on either side of its band, and a group norm is given the statistics of the whole map, for
 which it reads the map once more. So there is nothing to blend and there are no seams.
 
-A map is either `Held`, or `Computed` each time that it is read: the second costs time where the
-first costs memory.
+Bands of a map wait in a `sfumato.runtime.spill.Room`, not necessarily in memory.
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from sfumato.models.fused import group_moments, scale_act
+from sfumato.runtime.spill import Kept, Room
 
 #: Bands of a map from top to bottom, each ``(N, C, rows, W)``.
 Rows = Iterator[Tensor]
@@ -28,47 +29,39 @@ Shape = tuple[int, int, int, int]
 MIN_ROWS = 4
 
 
-class Held:
-    """A map ``shape`` whose bands are in memory."""
+class Map:
+    """A map ``shape``, band by band; `add` all of it before reading.
 
-    def __init__(self, shape: Shape, bands: Rows | list[Tensor]) -> None:
+    Args:
+        shape: of the whole.
+        bands: those there are already.
+        room: where they wait.
+    """
+
+    def __init__(self, shape: Shape, bands: Iterable[Tensor], room: Room) -> None:
         self.shape = shape
-        self._bands = deque(bands)
+        self.room = room
+        self._bands: deque[Kept] = deque()
+        for band in bands:
+            self.add(band)
+            del band  # before the next is made
+
+    def add(self, band: Tensor) -> None:
+        """One more band."""
+        self._bands.append(self.room.keep(band))
 
     def read(self) -> Rows:
         """All bands."""
-        return iter(self._bands)
+        return (kept.get() for kept in self._bands)
 
     def drain(self) -> Rows:
         """All bands for the last time: each is given up before the next is asked for."""
         while self._bands:
-            yield self._bands.popleft()
+            yield self._bands.popleft().take()
 
     def whole(self) -> Tensor:
         """The map in one piece, given up here."""
         return torch.cat(list(self.drain()), dim=2)
-
-
-class Computed:
-    """A map that is computed from another, band by band, each time that it is read."""
-
-    def __init__(self, source: Map, *steps: Step, channels: int, factor: int = 1) -> None:
-        """``steps`` give ``channels`` channels and multiply height and width by ``factor``."""
-        n, _, height, width = source.shape
-        self.shape: Shape = (n, channels, height * factor, width * factor)
-        self.source = source
-        self.steps = steps
-
-    def read(self) -> Rows:
-        """All bands; the source stays."""
-        return chain(self.source.read(), *self.steps)
-
-    def drain(self) -> Rows:
-        """All bands for the last time: the source's are given up."""
-        return chain(self.source.drain(), *self.steps)
-
-
-Map = Held | Computed
 
 
 def chain(bands: Rows, *steps: Step) -> Rows:
@@ -78,21 +71,16 @@ def chain(bands: Rows, *steps: Step) -> Rows:
     return bands
 
 
-def size(shape: Shape) -> int:
-    """Numbers in a map."""
-    return math.prod(shape)
-
-
 def band_rows(shape: Shape, pixels: int) -> int:
     """Rows of a band with about ``pixels`` pixels in all images together."""
     return max(MIN_ROWS, pixels // (shape[0] * shape[3]))
 
 
-def cut(x: Tensor, pixels: int) -> Held:
+def cut(x: Tensor, pixels: int, room: Room) -> Map:
     """A map in memory as bands; they are views of it."""
     n, channels, height, width = x.shape
     shape = (n, channels, height, width)
-    return Held(shape, list(x.split(band_rows(shape, pixels), dim=2)))
+    return Map(shape, x.split(band_rows(shape, pixels), dim=2), room)
 
 
 def rows_wrap() -> bool:
@@ -110,12 +98,7 @@ def rows_wrap() -> bool:
 
 def each(function: Callable[[Tensor], Tensor]) -> Step:
     """A function of single pixels."""
-
-    def step(bands: Rows) -> Rows:
-        for band in bands:
-            yield function(band)
-
-    return step
+    return lambda bands: map(function, bands)
 
 
 def convolved(layer: nn.Module, height: int) -> Step:
@@ -133,11 +116,14 @@ def convolved(layer: nn.Module, height: int) -> Step:
             bottom = top + x.shape[2]
             # Inside the map, the outermost rows see zeros in place of their neighbours.
             ready = bottom if bottom == height else bottom - 1
-            if ready > done:
-                yield layer(x)[:, :, done - top : ready - top]
-                done = ready
+            wanted = slice(done - top, ready - top)
+            y = layer(x)[:, :, wanted] if ready > done else None
             kept = x[:, :, -2:].clone()
-            top = bottom - kept.shape[2]
+            top, done = bottom - kept.shape[2], max(done, ready)
+            del band, x  # whoever computes with `y` needs the memory
+            if y is not None:
+                yield y
+            del y
 
     return step
 
@@ -151,10 +137,13 @@ def halved(layer: nn.Module, height: int) -> Step:
             x = band if kept is None else torch.cat([kept, band], dim=2)
             rows, bottom = x.shape[2], top + x.shape[2]
             whole = rows // 2 if bottom == height else (rows - 1) // 2
-            if whole > 0:
-                yield layer(x)[:, :, :whole]
+            y = layer(x)[:, :, :whole] if whole > 0 else None
             kept = x[:, :, 2 * whole :].clone()
             top += 2 * whole
+            del band, x
+            if y is not None:
+                yield y
+            del y
 
     return step
 
@@ -172,66 +161,50 @@ def doubled(pixels: int) -> Step:
     return step
 
 
-def normalised(norm: nn.GroupNorm, x: Map) -> Step:
-    """The group norm of this very map, which is read for it."""
-    mean, variance = statistics(x, norm.num_groups)
+def normalised(norm: nn.GroupNorm, act: nn.Module, x: Map) -> Step:
+    """The group norm of this very map, which is read for it, and an activation."""
+    count, mean, squares = moments(x, norm.num_groups)
     channels = x.shape[1] // norm.num_groups
-    weight = norm.weight.to(mean).view(1, -1, 1, 1)
-    bias = norm.bias.to(mean).view(1, -1, 1, 1)
-
-    def per_channel(values: Tensor) -> Tensor:
-        return values.repeat_interleave(channels, dim=1)[:, :, None, None]
-
-    scale = weight * per_channel((variance + norm.eps).rsqrt())
-    shift = bias - per_channel(mean) * scale
-    return each(lambda band: torch.addcmul(shift, band.to(scale.dtype), scale).to(band.dtype))
+    scale = (squares / count + norm.eps).rsqrt().repeat_interleave(channels, dim=1)
+    scale = scale * norm.weight.to(scale)
+    shift = norm.bias.to(scale) - mean.repeat_interleave(channels, dim=1) * scale
+    factors = torch.stack([scale, shift], dim=1)
+    return each(lambda band: scale_act(band, factors, act))
 
 
-def statistics(x: Map, groups: int) -> tuple[Tensor, Tensor]:
-    """Mean and variance ``(N, groups)`` over a whole map, in float32 at least.
+def moments(x: Map, groups: int) -> tuple[int, Tensor, Tensor]:
+    """How many numbers a group has, their mean, and the sum of squares around it: ``(N, groups)``.
 
     Those of the bands are joined by the formula of Chan, Golub and LeVeque (1979), which does not
     suffer from cancellation.
     """
     count, mean, squares = 0, torch.zeros(()), torch.zeros(())
     for band in x.read():
-        values = band.to(torch.promote_types(band.dtype, torch.float32))
-        values = values.unflatten(1, (groups, -1)).flatten(2)
-        variance, centre = torch.var_mean(values, dim=2, correction=0)
-        n = values.shape[2]
+        n = band[0].numel() // groups
+        centre, around = group_moments(band, groups).unbind(dim=2)
         if count == 0:
-            mean, squares = centre, variance * n
+            mean, squares = centre, around
         else:
             apart = centre - mean
             mean = mean + apart * (n / (count + n))
-            squares = squares + variance * n + apart.square() * (count * n / (count + n))
+            squares = squares + around + apart.square() * (count * n / (count + n))
         count += n
-    return mean, squares / count
+    return count, mean, squares
 
 
-def beside(x: Map, branch: Step, shortcut: Callable[[Tensor], Tensor]) -> Rows:
-    """The sum of a branch from a map and of a shortcut; the map is given up.
-
-    Bands come out of the branch late, so those that went in wait for them.
-    """
-    waiting: deque[Tensor] = deque()
-
-    def noted(bands: Rows) -> Rows:
-        for band in bands:
-            waiting.append(band)
-            yield band
-
-    def again() -> Rows:
-        while True:
-            yield waiting.popleft()
-
-    return added(Taken(again()), branch(noted(x.drain())), shortcut)
+def teed(bands: Rows, other: Map, function: Callable[[Tensor], Tensor]) -> Rows:
+    """Bands as they are, of which a function goes into another map."""
+    for band in bands:
+        other.add(function(band))
+        yield band
+        del band
 
 
-def added(waiting: Taken, branch: Rows, shortcut: Callable[[Tensor], Tensor]) -> Rows:
-    """A branch plus a shortcut from bands with other borders."""
+def added(waiting: Taken, branch: Rows) -> Rows:
+    """The sum of bands, those of a branch and others with other borders."""
     for band in branch:
-        yield shortcut(waiting.rows(band.shape[2])) + band
+        yield waiting.rows(band.shape[2]) + band
+        del band
 
 
 class Taken:

@@ -61,14 +61,14 @@ class FirstStage(AttentionModel[ConfigT]):
 
         The parts are bands of rows whose layers see what lies around a band and share the
         statistics of the whole image, so the result is that of the whole image up to rounding,
-        without seams. Memory is that of one feature map (512 bytes a pixel in float32, for the
-        networks of Stable Diffusion) and a few bands with the pixels of an eighth of a tile.
+        without seams. Memory is that of a few bands with the pixels of an eighth of a tile, and
+        of 64 MiB of bands that wait for each other; what is beyond waits in a temporary file
+        (`sfumato.runtime.spill`).
 
         Args:
             use_tiling: False is `disable_tiling`.
             blend: take overlapping tiles that know nothing of each other, and blend them, as
-                diffusers does. Colours differ from tile to tile, but the memory needed does not
-                grow with the image.
+                diffusers does. Colours differ from tile to tile.
         """
         self.use_tiling = use_tiling
         self.blend_tiles = blend

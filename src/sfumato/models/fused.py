@@ -28,6 +28,30 @@ def norm_act(norm: nn.Module, act: nn.Module, x: Tensor, overwrite: bool = False
     return act(y) if torch.is_grad_enabled() else F.silu(y, inplace=True)
 
 
+def group_moments(x: Tensor, groups: int) -> Tensor:
+    """``(N, groups, 2)``: the mean of each group of channels, and the sum of squares around it.
+
+    In float32 at least. For norms of maps that are computed part by part, with `scale_act`.
+    """
+    found = pointwise.group_moments(x, groups) if kernels.computing() else None
+    if found is not None:
+        return found
+    x = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(1, (groups, -1)).flatten(2)
+    variance, mean = torch.var_mean(x, dim=2, correction=0)
+    return torch.stack([mean, variance * x.shape[2]], dim=2)
+
+
+def scale_act(x: Tensor, factors: Tensor, act: nn.Module) -> Tensor:
+    """``act(x * factors[:, 0] + factors[:, 1])`` with numbers ``(N, 2, C)`` for the channels."""
+    if kernels.computing() and is_bare(act, nn.SiLU):
+        y = pointwise.scaled(x, factors.to(torch.float32), silu=True)
+        if y is not None:
+            return y
+    wide = torch.promote_types(x.dtype, torch.float32)
+    scale, shift = factors.to(wide)[..., None, None].unbind(dim=1)
+    return act(torch.addcmul(shift, x.to(wide), scale)).to(x.dtype)
+
+
 def geglu(x: Tensor) -> Tensor:
     """``(..., 2C)`` to ``(..., C)``: the first half times the GELU of the second."""
     y = pointwise.geglu(x) if kernels.computing() else None

@@ -1,27 +1,25 @@
 """The halves of the autoencoder over bands of rows: little memory, the result of the whole picture.
 
-Untiled, a decoder holds several maps at the picture's size and at its widest. Here it holds one,
-the result of a residual block, and a few bands: `_Walk.limit` is that map's size, and whatever
-would not fit beside another is computed again each time it is read (the upsampled map, and the
-map between the two convolutions of a block, at the picture's size: some 40% more arithmetic).
+No layer sees more than a few bands at a time. Between two group norms, which need all of a map
+before any of it, two maps wait: what a residual block makes, and what it is added to. They are in
+memory up to `IN_MEMORY` bytes, and beyond that in a temporary file; so the memory that a picture
+needs does not grow with its height, and nothing is computed twice but two rows for each band.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sfumato.models.bands import (
-    Computed,
-    Held,
     Map,
     Rows,
     Shape,
     Taken,
     added,
-    beside,
     chain,
     convolved,
     cut,
@@ -29,9 +27,13 @@ from sfumato.models.bands import (
     each,
     halved,
     normalised,
-    size,
+    teed,
 )
 from sfumato.models.layers import ResnetBlock2D
+from sfumato.runtime.spill import Room
+
+#: Bytes of waiting maps in memory.
+IN_MEMORY = 64 * 2**20
 
 
 def decode_in_bands(decoder: Any, z: Tensor, pixels: int) -> Tensor:
@@ -42,95 +44,91 @@ def decode_in_bands(decoder: Any, z: Tensor, pixels: int) -> Tensor:
         z: latents ``(N, C, h, w)``.
         pixels: of a band, about.
     """
-    widths = [block.resnets[-1].conv2.out_channels for block in decoder.up_blocks]
-    n, _, h, w = z.shape
-    walk = _Walk(pixels, max(n * c * h * w * 4**i for i, c in enumerate(widths)))
-    x = walk.convolve(decoder.conv_in, cut(z, pixels))
-    x = walk.middle(decoder.mid_block, x)
-    dtype = next(decoder.up_blocks.parameters()).dtype
-    x = Held(x.shape, chain(x.drain(), each(lambda band: band.to(dtype))))
-    for block in decoder.up_blocks:
-        x = walk.stage(block, x)
-    return walk.finish(decoder, x)
+    with _room() as room:
+        walk = _Walk(pixels, room)
+        x = walk.convolve(decoder.conv_in, cut(z, pixels, room))
+        x = walk.middle(decoder.mid_block, x)
+        dtype = next(decoder.up_blocks.parameters()).dtype
+        x = walk.map(x.shape, each(lambda band: band.to(dtype))(x.drain()))
+        for block in decoder.up_blocks:
+            x = walk.stage(block, x)
+        return walk.finish(decoder, x)
 
 
 def encode_in_bands(encoder: Any, x: Tensor, pixels: int) -> Tensor:
     """What ``encoder(x)`` gives, up to rounding; arguments as in `decode_in_bands`."""
-    widths = [block.resnets[-1].conv2.out_channels for block in encoder.down_blocks]
-    n, _, h, w = x.shape
-    walk = _Walk(pixels, max(n * c * h * w // 4**i for i, c in enumerate(widths)))
-    y: Map = walk.convolve(encoder.conv_in, cut(x, pixels))
-    for block in encoder.down_blocks:
-        y = walk.stage(block, y)
-    return walk.finish(encoder, walk.middle(encoder.mid_block, y))
+    with _room() as room:
+        walk = _Walk(pixels, room)
+        y = walk.convolve(encoder.conv_in, cut(x, pixels, room))
+        for block in encoder.down_blocks:
+            y = walk.stage(block, y)
+        return walk.finish(encoder, walk.middle(encoder.mid_block, y))
+
+
+def _room() -> Room:
+    """Where the maps of a walk wait; gradients need all of them in any case."""
+    return Room(math.inf if torch.is_grad_enabled() else IN_MEMORY)
 
 
 class _Walk:
-    """One way through a network.
+    """One way through a network, in bands of about ``pixels`` pixels."""
 
-    Args:
-        pixels: of a band, about.
-        limit: numbers in the largest map that cannot be avoided.
-    """
-
-    def __init__(self, pixels: int, limit: int) -> None:
+    def __init__(self, pixels: int, room: Room) -> None:
         self.pixels = pixels
-        self.limit = limit
+        self.room = room
 
-    def convolve(self, layer: Any, x: Held) -> Held:
+    def map(self, shape: Shape, bands: Rows) -> Map:
+        """A map that waits in this walk's room."""
+        return Map(shape, bands, self.room)
+
+    def convolve(self, layer: Any, x: Map) -> Map:
         shape: Shape = (x.shape[0], layer.out_channels, *x.shape[2:])
-        return Held(shape, convolved(layer, x.shape[2])(x.drain()))
+        return self.map(shape, convolved(layer, x.shape[2])(x.drain()))
 
-    def middle(self, block: Any, x: Map) -> Held:
-        held = self.resnet(block.resnets[0], x)
-        for attention in block.attentions:
-            held = self.attend(attention, held)
-        return self.resnet(block.resnets[1], held)
+    def middle(self, block: Any, x: Map) -> Map:
+        for layer in block.layers():
+            x = self.resnet(layer, x) if isinstance(layer, ResnetBlock2D) else self.attend(layer, x)
+        return x
 
     def stage(self, block: Any, x: Map) -> Map:
         for i, resnet in enumerate(block.resnets):
             x = self.resnet(resnet, x)
             if block.attentions is not None:
                 x = self.attend(block.attentions[i], x)
+        n, channels, height, width = x.shape
         for layer in getattr(block, "upsamplers", ()):
-            x = self.upsample(layer, x)
+            shape: Shape = (n, channels, 2 * height, 2 * width)
+            steps = (doubled(self.pixels), convolved(layer.conv, 2 * height))
+            x = self.map(shape, chain(x.drain(), *steps))
         for layer in getattr(block, "downsamplers", ()):
-            n, channels, height, width = x.shape
             shape = (n, channels, height // 2, width // 2)
-            x = Held(shape, halved(layer, height)(x.drain()))
+            x = self.map(shape, halved(layer, height)(x.drain()))
         return x
 
-    def attend(self, attention: nn.Module, x: Held) -> Held:
+    def attend(self, attention: nn.Module, x: Map) -> Map:
         """Every pixel looks at all others, so the map is put together; it is a small one."""
-        return cut(attention(x.whole()), self.pixels)
+        return cut(attention(x.whole()), self.pixels, self.room)
 
-    def upsample(self, layer: Any, x: Map) -> Map:
-        steps = (doubled(self.pixels), convolved(layer.conv, 2 * x.shape[2]))
-        large = Computed(x, *steps, channels=layer.conv.out_channels, factor=2)
-        return Held(large.shape, large.drain()) if size(large.shape) <= self.limit else large
-
-    def resnet(self, block: ResnetBlock2D, x: Map) -> Held:
-        height, act = x.shape[2], each(block.nonlinearity)
-        first = (normalised(block.norm1, x), act, convolved(block.conv1, height))
-        inner: Map = Computed(x, *first, channels=block.conv1.out_channels)
-        if isinstance(x, Held) and size(x.shape) + size(inner.shape) <= self.limit:
-            inner = Held(inner.shape, inner.read())
-        second = (normalised(block.norm2, inner), act, convolved(block.conv2, height))
-        shortcut = block.conv_shortcut or nn.Identity()
-        if isinstance(inner, Held):
-            out = added(Taken(x.drain()), chain(inner.drain(), *second), shortcut)
+    def resnet(self, block: ResnetBlock2D, x: Map) -> Map:
+        height, act = x.shape[2], block.nonlinearity
+        shape: Shape = (x.shape[0], block.conv1.out_channels, *x.shape[2:])
+        first = (normalised(block.norm1, act, x), convolved(block.conv1, height))
+        if block.conv_shortcut is None:
+            beside, bands = x, x.read()
         else:
-            out = beside(x, lambda bands: chain(bands, *first, *second), shortcut)
-        return Held(inner.shape, out)
+            beside = self.map(shape, iter(()))
+            bands = teed(x.drain(), beside, block.conv_shortcut)
+        inner = self.map(shape, chain(bands, *first))
+        second = (normalised(block.norm2, act, inner), convolved(block.conv2, height))
+        return self.map(shape, added(Taken(beside.drain()), chain(inner.drain(), *second)))
 
     def finish(self, network: Any, x: Map) -> Tensor:
         """The last norm and convolution."""
-        last = (
-            normalised(network.conv_norm_out, x),
-            each(network.conv_act),
+        steps = (
+            normalised(network.conv_norm_out, network.conv_act, x),
             convolved(network.conv_out, x.shape[2]),
         )
-        return _compact(chain(x.drain(), *last))
+        return _compact(chain(x.drain(), *steps))
 
 
 def _compact(bands: Rows) -> Tensor:

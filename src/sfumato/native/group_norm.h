@@ -19,8 +19,9 @@ enum { JOINED = 64 };
 struct group_norm {
     struct rows rows;
     long batch, pixels, groups, tasks;
-    float *sums;    /* per picture and task: sums, then sums of squares, of each channel */
-    float *factors; /* per picture: factors, then summands, of each channel */
+    float *sums;      /* per picture and task: sums, then sums of squares, of each channel */
+    double *moments;  /* per picture and group: mean, and sum of squares around it */
+    float *factors;   /* per picture: factors, then summands, of each channel; or NULL */
 };
 
 /* Add `rows` rows of `vectors` times 16 channels to their sums. */
@@ -82,12 +83,12 @@ TARGET static void join_tasks(const struct group_norm *g, const float *sums, lon
         }
 }
 
-/* From sums to what each channel is multiplied with and what is added, for one group. */
+/* From sums to the moments of one group. */
 static void join(const struct group_norm *g, long picture, long group) {
     long channels = g->rows.channels, width = channels / g->groups, first = group * width;
     const element *origin = g->rows.from + picture * g->pixels * channels;
     const float *sums = g->sums + picture * g->tasks * 2 * channels;
-    float *factors = g->factors + picture * 2 * channels;
+    double *moments = g->moments + 2 * (picture * g->groups + group);
     double total = 0.0, squares = 0.0, n = (double)g->pixels, base = widen(origin[first]);
     for (long c = first; c < first + width; c += JOINED) {
         double joined[2 * JOINED];
@@ -99,14 +100,23 @@ static void join(const struct group_norm *g, long picture, long group) {
             squares += joined[JOINED + i] + 2.0 * shift * joined[i] + n * shift * shift;
         }
     }
-    n *= (double)width;
-    double mean = total / n, variance = squares / n - mean * mean;
-    double factor = 1.0 / sqrt((variance < 0.0 ? 0.0 : variance) + g->rows.eps);
+    double around = squares - total * total / (n * (double)width);
+    moments[0] = base + total / (n * (double)width);
+    moments[1] = around < 0.0 ? 0.0 : around;
+}
+
+/* From moments to what each channel of a group is multiplied with, and what is added. */
+static void set_factors(const struct group_norm *g, long picture, long group) {
+    long channels = g->rows.channels, width = channels / g->groups, first = group * width;
+    const double *moments = g->moments + 2 * (picture * g->groups + group);
+    float *factors = g->factors + picture * 2 * channels;
+    double variance = moments[1] / ((double)g->pixels * (double)width);
+    double factor = 1.0 / sqrt(variance + g->rows.eps);
     for (long c = first; c < first + width; c++) {
         double scaled = factor * (g->rows.weight ? widen(g->rows.weight[c]) : 1.0);
         factors[c] = (float)scaled;
         factors[channels + c] =
-            (float)((g->rows.bias ? widen(g->rows.bias[c]) : 0.0) - (mean + base) * scaled);
+            (float)((g->rows.bias ? widen(g->rows.bias[c]) : 0.0) - moments[0] * scaled);
     }
 }
 
@@ -114,6 +124,7 @@ static void join_task(void *context, long task, int worker) {
     (void)worker;
     const struct group_norm *g = context;
     join(g, task / g->groups, task % g->groups);
+    if (g->factors) set_factors(g, task / g->groups, task % g->groups);
 }
 
 INLINE void apply_16(const element *from, element *to, const float *factors, long channels,
@@ -163,15 +174,51 @@ SFUMATO_EXPORT int EXPORTED(sfumato_group_norm)(const element *from, element *to
     };
     g.tasks = cut_rows(&g.rows);
     long sums = g.batch * g.tasks * 2 * g.rows.channels, factors = g.batch * 2 * g.rows.channels;
-    size_t bytes = (size_t)(sums + factors) * sizeof(float);
-    g.sums = take_scratch(bytes);
-    if (!g.sums) return -1;
+    long moments = g.batch * 2 * g.groups;
+    g.moments = take_scratch((size_t)moments * sizeof(double) +
+                             (size_t)(sums + factors) * sizeof(float));
+    if (!g.moments) return -1;
+    g.sums = (float *)(g.moments + moments);
     g.factors = g.sums + sums;
     run_tasks(threads, g.batch * g.tasks, add_up_task, &g);
     run_tasks(threads, g.batch * g.groups, join_task, &g);
     run_tasks(threads, g.batch * g.tasks, apply_task, &g);
+    return_scratch(g.moments);
+    return 0;
+}
+
+/* The moments of each group of channels of each picture: pairs of the mean and of the sum of
+ * squares around it. For maps of which only a part is in memory at a time; sizes as above. */
+SFUMATO_EXPORT int EXPORTED(sfumato_group_moments)(const element *from, double *moments,
+                                                   const long *sizes, int threads) {
+    struct group_norm g = {
+        .rows = {.from = from, .rows = sizes[1], .channels = sizes[2]},
+        .batch = sizes[0],
+        .pixels = sizes[1],
+        .groups = sizes[3],
+        .moments = moments,
+    };
+    g.tasks = cut_rows(&g.rows);
+    g.sums = take_scratch((size_t)(g.batch * g.tasks * 2 * g.rows.channels) * sizeof(float));
+    if (!g.sums) return -1;
+    run_tasks(threads, g.batch * g.tasks, add_up_task, &g);
+    run_tasks(threads, g.batch * g.groups, join_task, &g);
     return_scratch(g.sums);
     return 0;
+}
+
+/* Each channel of each picture times a factor plus a summand (`factors`: for each picture those of
+ * all channels, then these), then SiLU if `kind` is 1. `sizes`: batch, pixels, channels. */
+SFUMATO_EXPORT void EXPORTED(sfumato_scale)(const element *from, element *to, float *factors,
+                                            const long *sizes, int kind, int threads) {
+    struct group_norm g = {
+        .rows = {.from = from, .to = to, .rows = sizes[1], .channels = sizes[2], .kind = kind},
+        .batch = sizes[0],
+        .pixels = sizes[1],
+        .factors = factors,
+    };
+    g.tasks = cut_rows(&g.rows);
+    run_tasks(threads, g.batch * g.tasks, apply_task, &g);
 }
 
 #endif

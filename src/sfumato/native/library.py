@@ -54,6 +54,10 @@ _TYPED_ARGUMENTS: dict[str, tuple[type, ...]] = {
         *(c_void_p, c_void_p, c_void_p, c_void_p),
         *(_SIZES, c_float, c_int, c_int),
     ),
+    # from, moments, sizes, threads
+    "sfumato_group_moments": (c_void_p, c_void_p, _SIZES, c_int),
+    # from, to, factors, sizes, activation, threads
+    "sfumato_scale": (c_void_p, c_void_p, c_void_p, _SIZES, c_int, c_int),
     # from, to, weight, bias, rows, channels, epsilon, threads
     "sfumato_layer_norm": (
         *(c_void_p, c_void_p, c_void_p, c_void_p),
@@ -70,7 +74,7 @@ _RESULTS = {"sfumato_features": c_int, "sfumato_ceiling": c_float,
 _TYPED_RESULTS: dict[str, type] = dict.fromkeys(
     (
         *("sfumato_linear", "sfumato_convolve", "sfumato_winograd", "sfumato_attention"),
-        *("sfumato_group_norm", "sfumato_winograd_once"),
+        *("sfumato_group_norm", "sfumato_group_moments", "sfumato_winograd_once"),
     ),
     c_int,
 )

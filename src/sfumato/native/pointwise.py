@@ -52,6 +52,52 @@ def group_norm(
         raise MemoryError("There is not enough memory for a group norm.")
 
 
+def group_moments(
+    dtype: str,
+    source: int,
+    moments: int,
+    *,
+    batch: int,
+    pixels: int,
+    channels: int,
+    groups: int,
+    threads: int = 1,
+) -> None:
+    """The mean, and the sum of squares around it, of each group of channels of each picture.
+
+    Args:
+        moments: address of ``(batch, groups, 2)`` numbers of float64.
+
+    The others, and errors, are those of `group_norm`.
+    """
+    sizes = (ctypes.c_long * 4)(batch, pixels, channels, groups)
+    if _function("group_moments", dtype)(source, moments, sizes, threads):
+        raise MemoryError("There is not enough memory for a group norm.")
+
+
+def scale(
+    dtype: str,
+    source: int,
+    target: int,
+    factors: int,
+    *,
+    batch: int,
+    pixels: int,
+    channels: int,
+    silu: bool = False,
+    threads: int = 1,
+) -> None:
+    """``(batch, pixels, channels)`` times and plus a number per channel; then SiLU if asked for.
+
+    Args:
+        factors: address of ``(batch, 2, channels)`` numbers of float32: factors, then summands.
+
+    The others are those of `group_norm`.
+    """
+    sizes = (ctypes.c_long * 3)(batch, pixels, channels)
+    _function("scale", dtype)(source, target, factors, sizes, int(silu), threads)
+
+
 def layer_norm(
     dtype: str,
     source: int,

@@ -10,7 +10,6 @@ Linux alone tells which pages those are. Elsewhere `works()` is False and nothin
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,12 +20,11 @@ import torch
 from torch import Tensor
 
 from sfumato.checkpoints.mapping import MappedFile
+from sfumato.runtime import temporary
 from sfumato.runtime.page_ranges import PAGE, give_back_ranges
 from sfumato.runtime.page_ranges import works as works
 
 MAPPINGS = Path("/proc/self/maps")
-#: Room that is left on the disk, in bytes.
-SPARE_DISK = 2**30
 
 
 def give_back(tensors: Iterable[Tensor]) -> int:
@@ -77,9 +75,9 @@ def _file_ranges() -> list[tuple[int, int]]:
 def put_on_file(tensors: Sequence[Tensor]) -> int:
     """Write tensors into a nameless temporary file and lay them on its pages.
 
-    They keep their identity, shape and strides. The file is gone with the last of them; its folder
-    is Python's ``tempfile.gettempdir()``, which ``TMPDIR`` sets. Tensors that do not fill their
-    memory stay where they are.
+    They keep their identity, shape and strides. The file is gone with the last of them; for its
+    folder see `sfumato.runtime.temporary`. Tensors that do not fill their memory stay where they
+    are.
 
     Returns:
         How many bytes were written; 0 where the disk has too little room.
@@ -89,11 +87,12 @@ def put_on_file(tensors: Sequence[Tensor]) -> int:
     for tensor in dense:
         starts.append(starts[-1] + -(-_extent(tensor) // PAGE) * PAGE)
     total = starts[-1]
-    if not total or shutil.disk_usage(tempfile.gettempdir()).free < total + SPARE_DISK:
+    place = temporary.folder()
+    if not total or not temporary.has_room(place, total):
         return 0
-    with tempfile.TemporaryFile(buffering=0) as file:
+    with tempfile.TemporaryFile(buffering=0, dir=place) as file:
         os.ftruncate(file.fileno(), total)
-        pages = MappedFile(file, Path(tempfile.gettempdir()) / "weights")
+        pages = MappedFile(file, Path(place) / "weights")
         for tensor, start in zip(dense, starts, strict=False):
             flat = tensor.detach().as_strided((tensor.numel(),), (1,))
             _write(file.fileno(), flat, start)

@@ -55,6 +55,47 @@ def group_norm(
     return out
 
 
+def group_moments(input: Tensor, num_groups: int) -> Tensor | None:
+    """``(N, groups, 2)``: the mean of each group, and the sum of squares around it, in float64.
+
+    For group norms of maps that are in memory part by part; the channels lie side by side.
+    """
+    if input.ndim != 4 or not _computable(input) or not _channels_last(input):
+        return None
+    batch, channels = input.shape[:2]
+    moments = torch.empty(batch, num_groups, 2, dtype=torch.float64)
+    pointwise.group_moments(
+        NAMES[input.dtype],
+        input.data_ptr(),
+        moments.data_ptr(),
+        batch=batch,
+        pixels=input[0, 0].numel(),
+        channels=channels,
+        groups=num_groups,
+        threads=torch.get_num_threads(),
+    )
+    return moments
+
+
+def scaled(input: Tensor, factors: Tensor, silu: bool = False) -> Tensor | None:
+    """``(N, C, H, W)`` times and plus numbers ``(N, 2, C)`` in float32; then SiLU if asked for."""
+    if input.ndim != 4 or not _computable(input) or not _channels_last(input):
+        return None
+    out, factors = torch.empty_like(input), factors.contiguous()
+    pointwise.scale(
+        NAMES[input.dtype],
+        input.data_ptr(),
+        out.data_ptr(),
+        factors.data_ptr(),
+        batch=len(input),
+        pixels=input[0, 0].numel(),
+        channels=input.shape[1],
+        silu=silu,
+        threads=torch.get_num_threads(),
+    )
+    return out
+
+
 def layer_norm(
     input: Tensor,
     normalized_shape: Sequence[int],
