@@ -30,6 +30,26 @@ assert not [m for m in {COMPILER} if m in sys.modules]
 """)
 
 
+def test_other_networks_without_memory_need_none_either() -> None:
+    run(f"""
+import sys, torch
+from sfumato.checkpoints.fitting import build_without_memory
+from sfumato.models import image_projections
+from sfumato.models.controlnet import ControlNetModel
+from sfumato.models.embeddings import GaussianFourierProjection
+from sfumato.text.clip_vision import CLIPVisionModelWithProjection
+
+for cls in (ControlNetModel, CLIPVisionModelWithProjection):
+    build_without_memory(cls, cls.config_class())
+for name in ("Full", "FaceID", "Plus", "FaceIDPlus"):
+    cls = getattr(image_projections, f"IPAdapter{{name}}ImageProjection")
+    network = build_without_memory(lambda _: cls(), None)
+    assert all(p.is_meta for p in network.parameters())
+build_without_memory(lambda _: GaussianFourierProjection(8, flip_sin_to_cos=True), None)
+assert not [m for m in {COMPILER} if m in sys.modules]
+""")
+
+
 def test_a_picture_needs_no_compiler_of_torch(model: Path, tmp_path: Path) -> None:
     code = f"""
 import sys

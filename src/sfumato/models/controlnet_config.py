@@ -58,7 +58,8 @@ class ControlNetConfig(Config):
             "mid_block_type", self.mid_block_type, ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D")
         )
         checks.check_ints(self, ("conditioning_channels",), 1, 4096)
-        checks.check_channels(self, "conditioning_embedding_out_channels", None)
+        for name in ("block_out_channels", "conditioning_embedding_out_channels"):
+            checks.check_channels(self, name, None)
         checks.check_ints(self, ("layers_per_block", "cross_attention_dim"), 1, checks.MAX_CHANNELS)
         checks.check_flags(self, ("global_pool_conditions",))
         self.as_unet()  # checks the rest

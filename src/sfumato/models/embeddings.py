@@ -62,7 +62,8 @@ class GaussianFourierProjection(nn.Module):
         log: bool = False,
     ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(scale * torch.randn(embedding_size), requires_grad=False)
+        self.weight = nn.Parameter(torch.empty(embedding_size), requires_grad=False)
+        nn.init.normal_(self.weight, std=scale)
         self.flip_sin_to_cos = flip_sin_to_cos
         self.log = log
 

@@ -178,7 +178,8 @@ class IPAdapterPlusImageProjection(nn.Module):
         super().__init__()
         self.image_embed_dim = embed_dims
         self.cross_attention_dim = output_dims
-        self.latents = nn.Parameter(torch.randn(1, num_queries, hidden_dims) / hidden_dims**0.5)
+        self.latents = nn.Parameter(torch.empty(1, num_queries, hidden_dims))
+        nn.init.normal_(self.latents, std=hidden_dims**-0.5)
         self.proj_in = nn.Linear(embed_dims, hidden_dims)
         self.proj_out = nn.Linear(hidden_dims, output_dims)
         self.norm_out = nn.LayerNorm(output_dims)
