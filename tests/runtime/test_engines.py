@@ -19,6 +19,7 @@ from sfumato.errors import InputError, MissingDependencyError
 from sfumato.pipelines.stages import adapter_scale
 from sfumato.quantization.network import quantize
 from sfumato.runtime import engines
+from sfumato.runtime.hindrances import arguments, hindrance
 from tests.pipelines.tiny import tiny_pipeline
 
 openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="needs the extra openvino")
@@ -190,6 +191,50 @@ def test_torch_computes_what_the_graph_cannot(
         "OpenVINO leaves UNet2DConditionModel to torch: gradients are asked for.",
     ]
     assert not torch.equal(*both(pipe)), "the graph computes again"
+
+
+@pytest.fixture
+def replaced(pipe: StableDiffusionPipeline) -> StableDiffusionPipeline:
+    """A pipeline with a layer whose ``forward`` somebody replaced."""
+    layer = pipe.unet.conv_in
+    layer.forward = lambda x: 2 * torch.nn.Conv2d.forward(layer, x)
+    return pipe
+
+
+def test_what_an_engine_cannot_know_of_stands_in_its_way(replaced: StableDiffusionPipeline) -> None:
+    given = {"sample": LATENTS}
+    with torch.no_grad():
+        assert hindrance(replaced.unet, given) == "a layer's `forward` is replaced"
+        del replaced.unet.conv_in.forward
+        assert hindrance(replaced.unet, given) is None
+        with torch.autocast("cpu", torch.bfloat16):
+            assert hindrance(replaced.unet, given) == "autocast is on"
+        told: list[str | None] = []
+        torch.func.vmap(lambda x: told.append(hindrance(replaced.unet, {"sample": x})) or x)(
+            LATENTS
+        )
+        assert told == ["a transform of torch.func is at work"]
+
+
+def test_gradients_of_an_input_are_gradients(pipe: StableDiffusionPipeline) -> None:
+    pipe.unet.requires_grad_(False)
+    residuals = [torch.zeros(1, requires_grad=True)]
+    assert hindrance(pipe.unet, {"sample": LATENTS}) is None
+    given = {"sample": LATENTS, "down_block_additional_residuals": residuals}
+    assert hindrance(pipe.unet, given) == "gradients are asked for"
+    with torch.no_grad():
+        assert hindrance(pipe.unet, given) is None
+
+
+def test_arguments_without_names_are_known_by_their_place(pipe: StableDiffusionPipeline) -> None:
+    added = {"text_embeds": TEXT}
+    args = (LATENTS, 500, TEXT, None, None, None, None, added)
+    found = arguments(pipe.unet, args, {"return_dict": False})
+    assert found is not None and found["added_cond_kwargs"] is added
+    assert list(found)[:3] == ["sample", "timestep", "encoder_hidden_states"]
+    assert found["return_dict"] is False and "self" not in found
+    assert arguments(pipe.unet, (LATENTS,), {}) is None, "torch says what is missing"
+    assert arguments(pipe.unet, args, {"smaple": 1}) is None
 
 
 @openvino

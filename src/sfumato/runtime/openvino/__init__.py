@@ -11,5 +11,6 @@ Of these none imports torch. In the place of torch's networks:
     modules.py        the engine that a network asks before it computes
     torch_weights.py  its weights, on the memory that they are in
     adapters.py       LoRAs and their kin as inputs of the graph, or merged
-    hindrances.py     when torch has to compute after all
+
+When torch has to compute after all, `sfumato.runtime.hindrances` says.
 """

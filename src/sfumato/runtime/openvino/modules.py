@@ -1,7 +1,8 @@
 """OpenVINO in the place of torch's networks: `Engine` for the UNet and the autoencoder.
 
 Whatever changes what a network computes without changing its weights (gradients, hooks, processors
-other than the usual ones, savings of work that change features) is left to torch; see `Hindrance`.
+other than the usual ones, savings of work that change features) is left to torch; see
+`sfumato.runtime.hindrances`.
 Adapters of the low-rank kind are inputs of the graph: to change their strength, or them, takes no
 time. Everything else that changes weights makes a new graph.
 """
@@ -20,24 +21,13 @@ from torch import Tensor
 from sfumato.errors import ConfigError
 from sfumato.models.autoencoder import AutoencoderKL
 from sfumato.models.unet import UNet2DConditionModel, UNet2DConditionOutput
+from sfumato.runtime.hindrances import arguments, hindrance
 from sfumato.runtime.openvino import adapters
 from sfumato.runtime.openvino.compiled import Array, Settings
-from sfumato.runtime.openvino.hindrances import hindrance
 from sfumato.runtime.openvino.networks import Autoencoder, UNet
 from sfumato.runtime.openvino.torch_weights import fingerprint, stored_state
 
 logger = logging.getLogger(__name__)
-
-#: The first arguments of the UNet, which may come without their names.
-POSITIONAL = (
-    "sample",
-    "timestep",
-    "encoder_hidden_states",
-    "class_labels",
-    "timestep_cond",
-    "attention_mask",
-    "cross_attention_kwargs",
-)
 
 
 def engine_for(
@@ -117,8 +107,9 @@ class TorchUNet(_OfModule):
         self, what: str, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> UNet2DConditionOutput | tuple[Tensor] | None:
         """See `Engine.call`."""
-        given: dict[str, Any] = dict(zip(POSITIONAL, args, strict=False))
-        given.update(kwargs)
+        given = arguments(self.network, args, kwargs)
+        if given is None:
+            return None
         acting = adapters.acting(self.network, given.get("cross_attention_kwargs"))
         if self.declines(hindrance(self.network, given) or acting.hindrance):
             return None
