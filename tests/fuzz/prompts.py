@@ -10,6 +10,7 @@ an error when a reader fails, an answer is out of its bounds, or a recipe comes 
 from __future__ import annotations
 
 import argparse
+import logging
 import random
 import tempfile
 import time
@@ -138,6 +139,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=1_000_000, help="of each hostile prompt")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    logging.getLogger("sfumato").setLevel(logging.ERROR)  # of unknown tags
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for hostile, make in HOSTILE.items():
