@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from sfumato.text.prompt.attention import parse_attention
@@ -72,6 +74,25 @@ def test_a_comma_near_the_edge_ends_a_chunk(before: int, after: int, sizes: list
 def test_a_comma_that_was_used_is_not_used_again() -> None:
     chunks = a1111("x" * 70 + "," + "y" * 100)
     assert [held(chunk) for chunk in chunks] == ["x" * 70 + ",", "y" * 75, "y" * 25]
+
+
+def cut_at_commas(text: str) -> list[str]:
+    """As A1111 has it: 75 tokens, or up to a comma among their last 20 (if none comes next)."""
+    pieces = []
+    while len(text) > 75:
+        near = text.rfind(",", 55, 75) + 1 if text[75] != "," else 0
+        pieces.append(text[: near or 75])
+        text = text[len(pieces[-1]) :]
+    return [*pieces, text]
+
+
+def test_random_texts_are_cut_where_commas_are_near() -> None:
+    r = random.Random(0)
+    for _ in range(300):
+        rare = r.choice([2, 10, 40, 200])
+        parts = ["".join(r.choices("x,", [rare, 1], k=r.choice([1, 76, 400]))) for _ in range(3)]
+        expected = [piece for part in parts for piece in cut_at_commas(part)]
+        assert [held(chunk) for chunk in a1111(" BREAK ".join(parts))] == expected
 
 
 def test_a_break_ends_a_chunk_even_an_empty_one() -> None:
