@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers.schedulers.scheduling_euler_ancestral_discrete import (
@@ -12,9 +13,12 @@ from diffusers.schedulers.scheduling_euler_ancestral_discrete import (
 )
 from torch import Tensor
 
+from sfumato.diffusion.brownian import BrownianPath
+from sfumato.diffusion.philox import cuda_randn
 from sfumato.diffusion.seeds import NvidiaNoise
 from sfumato.errors import InputError
 from tests.pipelines.tiny import SD_SCHEDULER, seeded, tiny_pipeline, tiny_scheduler
+from tests.pipelines.tiny_siblings import sibling
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +133,47 @@ def test_a_delta_moves_what_samplers_add_and_not_the_start(name: str) -> None:
     assert torch.allclose(*drawn, atol=1e-4) is ("Ancestral" not in name)
     with pytest.raises(InputError, match="eta_noise_seed_delta"):
         pipe("a boat", **call, eta_noise_seed_delta=-1)
+
+
+@pytest.mark.parametrize("rng", ["cpu", "nvidia", "comfyui"])
+def test_the_noise_of_a_brownian_path_is_that_of_the_seed(rng: str) -> None:
+    pipe: Any = tiny_pipeline(scheduler=tiny_scheduler("DPMSolverSDEScheduler"))
+    call: dict[str, Any] = {"num_inference_steps": 3, "output_type": "latent", "rng": rng}
+    both = pipe(["a boat", "a cat"], seeds=[4, 5], **call).images
+    alone = pipe("a cat", seeds=5, **call).images
+    assert torch.allclose(both[1:], alone, atol=1e-4)
+    moved = pipe("a cat", seeds=5, eta_noise_seed_delta=3, **call) if rng != "comfyui" else None
+    assert moved is None or torch.equal(moved.images, alone)  # as A1111 has it
+    other = pipe("a cat", seeds=6, latents=both[1:], **call).images
+    assert not torch.allclose(other, pipe("a cat", seeds=7, latents=both[1:], **call).images)
+
+
+def test_paths_of_a_card_are_drawn_from_its_numbers() -> None:
+    own = BrownianPath((1, 2, 3, 4), 0.1, 9.0, (7,))
+    card = BrownianPath((1, 2, 3, 4), 0.1, 9.0, (7,), randn=NvidiaNoise.randn)
+    assert not torch.allclose(own.noise(9.0, 1.0), card.noise(9.0, 1.0))
+    drawn = card.increment(9.0, 0.1)
+    top = np.random.SeedSequence(7, pool_size=24).generate_state(3)[0]
+    numbers = torch.from_numpy(cuda_randn(24, int(top))).view(1, 2, 3, 4)
+    assert torch.allclose(drawn, -numbers * 8.9**0.5, atol=1e-5)
+
+
+@pytest.mark.parametrize("more", [{"variation_seed": 9, "variation_strength": 1.0}, {"rng": "cpu"}])
+def test_an_enlarged_picture_begins_from_noise_that_varies(more: dict[str, Any]) -> None:
+    """Noise on the small picture is drawn before the noise to begin with, and stays as it is."""
+    pipe, call = sibling("upscale")
+    started: list[torch.Tensor] = []
+    seen: list[torch.Tensor] = []
+    unet = pipe.unet.forward
+
+    def look(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        started.append(x[:1, :4])
+        seen.append(x[:1, 4:])
+        return unet(x, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipe.unet, "forward", look)
+        for options in ({}, more):
+            pipe(**{**call, "num_inference_steps": 1}, seeds=3, **options)
+    assert torch.equal(*seen)
+    assert torch.equal(*started) == (more == {"rng": "cpu"})

@@ -10,7 +10,7 @@ half with the point. What it draws depends on the seed and on the place in the t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ class BrownianPath:
         seed: which path; with several, one for each picture of a batch.
         dtype: of the numbers.
         device: where they are drawn.
+        randn: draws a shape from a seed; torch's generator on the device if not given.
     """
 
     def __init__(
@@ -40,8 +41,10 @@ class BrownianPath:
         seed: int | Sequence[int],
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        randn: Callable[[int, tuple[int, ...]], torch.Tensor] | None = None,
     ) -> None:
         self.shape, self.dtype, self.device = tuple(shape), dtype, device
+        self._randn = randn
         self.low, self.high, self.length = round(low, DECIMALS), round(high, DECIMALS), high - low
         self.seeds = seed
 
@@ -79,5 +82,7 @@ class BrownianPath:
         return before if point == start else before + inside
 
     def _draw(self, seed: int, shape: tuple[int, ...]) -> torch.Tensor:
+        if self._randn is not None:
+            return self._randn(seed, shape).to(self.device, self.dtype)
         generator = torch.Generator(self.device).manual_seed(seed)
         return torch.randn(shape, dtype=self.dtype, device=self.device, generator=generator)

@@ -57,8 +57,9 @@ class ClassifierFree:
     separable: ClassVar[bool] = True
     #: Whether prompts may have several parts.
     takes_parts: ClassVar[bool] = True
-    #: Which block of the context the negative answer is about.
+    #: Which block of the context the negative answer is about, and which the positive one.
     negative_block: ClassVar[int] = 0
+    positive_block: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         for value in (*_as_list(self.scale), self.rescale):

@@ -27,6 +27,29 @@ class NoiseSource(Protocol):
         ...
 
 
+class OneEach(list[torch.Generator]):
+    """A generator for each picture, from which it draws all that it draws alone.
+
+    Of a plain list, pipelines of diffusers take only the first for what all pictures share, such as
+    the encoded picture to begin from.
+    """
+
+
+def seeds_of(generator: Generators) -> tuple[int, ...] | None:
+    """The seed of each picture; None where pictures have none of their own."""
+    if isinstance(generator, OneEach):
+        return tuple(own.initial_seed() % 2**64 for own in generator)
+    return getattr(before_start(generator), "seeds", None)
+
+
+def before_start(generator: Generators) -> Generators:
+    """What to draw noise from that is needed before the noise to start from.
+
+    Sources that treat the latter in a way of its own have another one for it.
+    """
+    return getattr(generator, "before_start", generator)
+
+
 Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | NoiseSource | None
 
 
@@ -68,6 +91,11 @@ class SeededNoise:
         return torch.cat([torch.randn(one, generator=g) for g in self._generators]).to(
             device, dtype
         )
+
+    @staticmethod
+    def randn(seed: int, shape: Sequence[int]) -> torch.Tensor:
+        """The first numbers of a seed, in float32."""
+        return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed))
 
 
 def checked_seeds(seeds: Sequence[int]) -> tuple[int, ...]:

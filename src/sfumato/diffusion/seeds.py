@@ -13,7 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.diffusion.noise import NoiseSource, SeededNoise, check_count, checked_seeds
+from sfumato.diffusion.noise import (
+    NoiseSource,
+    SeededNoise,
+    before_start,
+    check_count,
+    checked_seeds,
+)
 from sfumato.diffusion.philox import cuda_randn
 from sfumato.diffusion.rng import find_rng
 from sfumato.errors import InputError
@@ -32,20 +38,29 @@ class NvidiaNoise:
 
     def draw(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
         check_count(shape, self.seeds)
-        count = int(torch.Size(shape[1:]).numel())
-        rows = [torch.from_numpy(cuda_randn(count, seed, self._draws)) for seed in self.seeds]
+        rows = [self.randn(seed, shape[1:], self._draws) for seed in self.seeds]
         self._draws += 1
-        return torch.stack(rows).view(*shape).to(device, dtype)
+        return torch.stack(rows).to(device, dtype)
+
+    @staticmethod
+    def randn(seed: int, shape: Sequence[int], draw: int = 0) -> Tensor:
+        """The numbers of a seed's first draw, or of a later one, in float32."""
+        count = int(torch.Size(shape).numel())
+        return torch.from_numpy(cuda_randn(count, seed, draw)).view(*shape)
 
 
 class FirstThen:
     """The first draw from one source, later ones from another.
 
     ComfyUI draws the noise to start from on the CPU, and what samplers add on the card.
+
+    Attributes:
+        before_start: see `noise.before_start`.
     """
 
     def __init__(self, first: NoiseSource, then: NoiseSource) -> None:
         self._first, self._then = first, then
+        self.before_start = before_start(first)
         self._begun = False
 
     def draw(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
@@ -87,11 +102,15 @@ class VariedNoise:
         make: seeds to a source.
         seeds: one per picture.
         variation: see `Variation`.
+
+    Attributes:
+        before_start: see `noise.before_start`.
     """
 
     def __init__(self, make: Maker, seeds: Sequence[int], variation: Variation) -> None:
         self._make, self._seeds, self._variation = make, seeds, variation
         self._source = make(seeds)
+        self.before_start = before_start(self._source)
         self._begun = False
 
     def draw(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:

@@ -116,7 +116,5 @@ class SDCFGCutoffCallback(PipelineCallback):
     ) -> dict[str, Tensor]:
         guided = pipeline.do_classifier_free_guidance
         if guided and step_index == self.cutoff_step(pipeline.num_timesteps):
-            # The batch is negative prompts first, prompts second: keep the prompts of all images.
-            callback_kwargs["prompt_embeds"] = callback_kwargs["prompt_embeds"].chunk(2)[1]
-            pipeline._guidance_scale = 0.0
+            pipeline._guidance_scale = 0.0  # without which the negative prompt is left out
         return callback_kwargs

@@ -57,7 +57,8 @@ def check_callbacks(
             f"`callback_steps` has to be a positive integer but is {callback_steps} of type"
             f" {type(callback_steps)}."
         )
-    unknown = [name for name in tensor_inputs or () if name not in (*allowed, "denoised")]
+    known = (*allowed, "latents", "denoised")  # which every step has
+    unknown = [name for name in tensor_inputs or () if name not in known]
     if unknown:
         raise InputError(
             f"`callback_on_step_end_tensor_inputs` has to be in {list(allowed)}, but found"

@@ -30,12 +30,13 @@ from sfumato.diffusion.run import Solver
 from sfumato.diffusion.steering import GuidancePart, Steered
 from sfumato.errors import InputError
 from sfumato.models.kept_projections import keeping_projections
-from sfumato.pipelines import ip_adapter, prompting, seeding, stages
+from sfumato.pipelines import checks, ip_adapter, prompting, seeding, stages
 from sfumato.pipelines.prompting import Wording
 from sfumato.pipelines.request import Request
 from sfumato.pipelines.saving import as_savings
 from sfumato.pipelines.seamless import seamless
 from sfumato.pipelines.watch import Watcher
+from sfumato.pipelines.wrapping import rounding, without_negative
 from sfumato.text.contexts import ContextScript
 
 #: ``(x, timestep, context, **inputs) -> output``; ``inputs`` are further arguments of the UNet.
@@ -61,6 +62,7 @@ class Drawing:
         weights: for each picture those of the parts of its prompt; None for one part of weight 1.
         parts: of the guidance, besides its scale.
         separable: whether the network can be asked about half of the context.
+        block: which block of the context is the prompts'; None in a call without guidance.
         x: the latents to begin with; a piece has to set them.
         tensors: what callbacks may ask for besides latents and context, by name. Pieces keep here
             what callbacks may change.
@@ -81,6 +83,7 @@ class Drawing:
     weights: tuple[tuple[float, ...], ...] | None = None
     parts: tuple[GuidancePart, ...] = ()
     separable: bool = False
+    block: int | None = None
     x: Tensor | None = None
     tensors: dict[str, Tensor | None] = field(default_factory=dict)
     row: int = 0
@@ -106,6 +109,13 @@ class Drawing:
     def guidance(self) -> Guidance | None:
         """How to ask the network in the next step; callbacks may change it from step to step."""
         guidance = self.pipeline._guidance()
+        if guidance is not None and self.block is None:
+            raise InputError(
+                "Guidance cannot begin on the way, since the negative prompt was left out.",
+                hint="Begin with a `guidance_scale` above 1.",
+            )
+        if guidance is None and self.weights is not None:
+            raise InputError("A prompt with AND needs guidance to its end.")
         tells = getattr(self.scheduler, "wants_negative", False)
         if self.weights is None and not self.parts and not tells:
             return guidance
@@ -207,6 +217,11 @@ def draw(
     Returns:
         The pipeline's output object, or a tuple as ``request.return_dict`` says.
     """
+    checks.check_callbacks(
+        request.callback_steps,
+        request.callback_on_step_end_tensor_inputs,
+        pipeline._callback_tensor_inputs,
+    )
     request.check(pipeline.scheduler.config.get("num_train_timesteps", 1000))
     separable = len(pieces) == 1
     pieces = (*pieces, *(saving.piece() for saving in as_savings(request.savings)))
@@ -269,6 +284,7 @@ def _begin(
         device=device,
         timesteps=timesteps,
         steps=steps,
+        block=getattr(pipeline._guidance(), "positive_block", None),
         dtype=pipeline.latents_dtype or embedded["network_dtype"],
         **embedded,
     )
@@ -309,7 +325,9 @@ def _denoise(drawing: Drawing, pieces: tuple[Piece, ...], conditions: dict[str, 
         network = piece.around(drawing, network)
         solver = piece.solver(drawing, solver)
     if drawing.dtype != drawing.network_dtype:
-        network = _rounding(network, drawing.network_dtype)
+        network = rounding(network, drawing.network_dtype)
+    if drawing.block is not None:
+        network = without_negative(drawing, network)
     parts = [*as_parts(request.guidance)]
     parts += [part for saving in as_savings(request.savings) for part in saving.parts()]
     if parts:
@@ -358,15 +376,6 @@ def _solver(drawing: Drawing, pieces: tuple[Piece, ...]) -> Solver:
             hint="Use another sampler, such as DPM++ 2M.",
         )
     return scheduler.run(drawing.device, GeneratorNoise(request.generator))
-
-
-def _rounding(network: Network, dtype: torch.dtype) -> Network:
-    """A network that takes and gives latents of any precision, and computes in this one."""
-
-    def rounded(x: Tensor, timestep: Tensor, context: Tensor, **inputs: Any) -> Tensor:
-        return network(x.to(dtype), timestep, context, **inputs).to(x.dtype)
-
-    return rounded
 
 
 def fit_rows(tensor: Tensor, rows: int) -> Tensor:

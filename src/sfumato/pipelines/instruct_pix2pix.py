@@ -53,6 +53,7 @@ class EditGuidance(ClassifierFree):
     separable: ClassVar[bool] = False
     takes_parts: ClassVar[bool] = False
     negative_block: ClassVar[int] = 2
+    positive_block: ClassVar[int] = 0
 
     def ask(self, network: Network, x: Tensor, timestep: Tensor, context: Any) -> Any:
         both, image, neither = network(torch.cat([x] * 3), timestep, context).chunk(3)

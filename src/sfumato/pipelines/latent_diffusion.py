@@ -27,7 +27,7 @@ from sfumato.errors import InputError, NumericalError
 from sfumato.pipelines import checks
 from sfumato.pipelines.base import DiffusionPipeline
 from sfumato.pipelines.call import OfCall
-from sfumato.pipelines.flow import ChannelPiece, Drawing, Network, check_channels, draw, fit_rows
+from sfumato.pipelines.flow import Drawing, Network, Piece, check_channels, draw
 from sfumato.pipelines.image_processor import VaeImageProcessor
 from sfumato.pipelines.output import ImagePipelineOutput
 from sfumato.pipelines.request import Request
@@ -36,7 +36,7 @@ from sfumato.pipelines.start import FromNoise
 from sfumato.pipelines.watch import LEGACY_KEYWORDS
 
 
-class Conditioned(ChannelPiece):
+class Conditioned(Piece):
     """Tells the network about a condition; in guidance, with the negative one first.
 
     Args:
@@ -69,7 +69,6 @@ class Conditioned(ChannelPiece):
         drawing.context = made.tokens
         drawing.tensors |= {"channels": made.channels, "class_labels": made.class_labels}
         if made.channels is not None:
-            self.channels = ("channels",)
             factor = drawing.pipeline.vae_scale_factor
             drawing.size = made.channels.shape[-2] * factor, made.channels.shape[-1] * factor
             if self.size not in (None, drawing.size):
@@ -80,15 +79,16 @@ class Conditioned(ChannelPiece):
                 )
 
     def around(self, drawing: Drawing, network: Network) -> Network:
-        network = super().around(drawing, network)
-        if drawing.tensors["class_labels"] is None:
-            return network
+        def told(x: Tensor, timestep: Tensor, context: Any, **inputs: Any) -> Tensor:
+            rows = len(x)  # fewer than there are once guidance ended: the last are the positive
+            channels, labels = drawing.tensors["channels"], drawing.tensors["class_labels"]
+            if channels is not None:
+                x = torch.cat([x, channels[-rows:]], dim=1)
+            if labels is not None:
+                inputs["class_labels"] = labels[-rows:]
+            return network(x, timestep, context, **inputs)
 
-        def labelled(x: Tensor, timestep: Tensor, context: Any, **inputs: Any) -> Tensor:
-            labels = fit_rows(drawing.tensor("class_labels"), len(x))
-            return network(x, timestep, context, class_labels=labels, **inputs)
-
-        return labelled
+        return told
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -97,9 +97,11 @@ class LatentRequest(Request):
 
     Attributes:
         batch_size: how many pictures, or how many conditions there are.
+        guidance_scale: of 1, as there is nothing to lead away from unless a call says so.
     """
 
     batch_size: int = 1
+    guidance_scale: float = 1.0
 
     def check(self, train_steps: int) -> None:
         checks.whole_number("batch_size", self.batch_size, 1, checks.MAX_IMAGES_PER_PROMPT)

@@ -23,7 +23,7 @@ from sfumato.pipelines.image_processor import ImageInput, VaeImageProcessor
 from sfumato.pipelines.output import ImagePipelineOutput
 from sfumato.pipelines.request import Request
 from sfumato.pipelines.stable_diffusion_base import StableDiffusionBase
-from sfumato.pipelines.start import FromNoise, as_rgb
+from sfumato.pipelines.start import FromNoise, as_rgb, rows_to_encode
 from sfumato.pipelines.upscale import StableDiffusionUpscalePipeline
 from sfumato.text.conditioning import TextEncoding, negative_texts
 
@@ -58,10 +58,13 @@ class SmallLatents(Piece):
         pipeline = drawing.pipeline
         image = pipeline.image_processor.preprocess(self.image)
         image = image.to(drawing.device, drawing.dtype)
+        if len(image) > 1:  # one per prompt, of which seeds may ask for several pictures
+            image = image.repeat_interleave(int(drawing.request.num_images_per_prompt), 0)
         if image.shape[1] == getattr(pipeline.vae.config, "in_channels", 3):
             generator = drawing.request.generator
+            rows = rows_to_encode(generator)
             image = stages.encode(
-                pipeline.vae, image, generator, None, drawing.device, drawing.dtype
+                pipeline.vae, image, generator, rows, drawing.device, drawing.dtype
             )
         channels = pipeline.vae.config.latent_channels
         check_channels(pipeline.unet, {"latents": channels, "image": image.shape[1]})
@@ -83,7 +86,7 @@ class SmallLatents(Piece):
                 torch.cat([x, fit_rows(self.small, len(x))], dim=1),
                 torch.tensor(math.log(sigma / alpha) / 4, device=x.device),
                 context,
-                timestep_cond=fit_rows(self.condition, len(x)),
+                timestep_cond=self.condition[-len(x) :],  # guided, the negative ones come first
                 **inputs,
             )
             return alpha * x + sigma * answer[:, :-1]  # the last channel is a variance
@@ -201,7 +204,12 @@ class StableDiffusionLatentUpscalePipeline(StableDiffusionBase):
             request.pooled_prompt_embeds,
             request.negative_pooled_prompt_embeds,
         )
+        images = int(request.num_images_per_prompt)
+        positive, pooled = (part.repeat_interleave(images, 0) for part in (positive, pooled))
         if guided and negative is not None and negative_pooled is not None:
+            negative, negative_pooled = (
+                part.repeat_interleave(images, 0) for part in (negative, negative_pooled)
+            )
             pooled = self._join(pooled, negative_pooled)
             context = self._join(positive, negative)
         else:

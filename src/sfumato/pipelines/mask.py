@@ -19,7 +19,7 @@ from sfumato.errors import InputError
 from sfumato.pipelines import checks, stages
 from sfumato.pipelines.flow import ChannelPiece, Drawing, check_channels, fit_rows
 from sfumato.pipelines.regions import Box
-from sfumato.pipelines.start import are_latents, as_rgb
+from sfumato.pipelines.start import are_latents, as_rgb, rows_to_encode
 
 
 class Masked(ChannelPiece):
@@ -218,7 +218,7 @@ def _encoded(
 ) -> Tensor:
     if are_latents(image, pipeline.vae):
         return image.to(device, dtype)
-    return stages.encode(pipeline.vae, image, generator, device=device, dtype=dtype)
+    return stages.encode(pipeline.vae, image, generator, rows_to_encode(generator), device, dtype)
 
 
 def _shared(tensor: Tensor, rows: int, what: str) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from sfumato.checkpoints.arguments import reject_unknown
+from sfumato.checkpoints.keywords import reject_unknown
 from sfumato.diffusion.guidance_parts import as_parts
 from sfumato.pipelines import checks
 from sfumato.pipelines.call import CallState
@@ -145,8 +145,8 @@ class Request:
 
 _PARTS = ("unet", "scheduler", "vae")
 
-#: Arguments that diffusers' calls do not have; every pipeline takes them by name.
+#: Arguments that some or all calls of diffusers do not have; every pipeline takes them by name.
 OWN_KEYWORDS = (
     "prompt_syntax", "earlier_steps", "loras", "guidance", "savings", "guidance_rescale",
-    "tiling", *SEED_KEYWORDS,
+    "tiling", "callback_on_step_end", "callback_on_step_end_tensor_inputs", *SEED_KEYWORDS,
 )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sfumato.diffusion.noise import NoiseSource
+from sfumato.diffusion.noise import NoiseSource, OneEach
 from sfumato.diffusion.rng import find_rng
 from sfumato.diffusion.seeds import Variation, read_seeds, seeded_noise
 from sfumato.errors import InputError
@@ -54,7 +54,7 @@ def read_generator(pipeline: Any, given: dict[str, Any]) -> dict[str, Any]:
         "eta_noise_seed_delta", own.get("eta_noise_seed_delta", 0), 0, 2**64 - 1
     )
     if rng == "cpu" and variation == Variation() and not delta:
-        rest["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
+        rest["generator"] = OneEach(torch.Generator().manual_seed(seed) for seed in seeds)
     else:
         rest["generator"] = seeded_noise(seeds, rng, variation, delta)
     return rest

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sfumato.diffusion.noise import Generators, randn_tensor
+from sfumato.diffusion.noise import Generators, OneEach, randn_tensor
 from sfumato.errors import InputError
 from sfumato.pipelines import checks, stages
 from sfumato.pipelines.flow import Drawing, Piece
@@ -141,6 +141,11 @@ def noised_image(
     latents = latents.repeat(count // len(latents), 1, 1, 1)
     noise = randn_tensor(latents.shape, generator=generator, device=device, dtype=dtype)
     return scheduler.add_noise(latents, noise, timesteps) if len(timesteps) else latents
+
+
+def rows_to_encode(generator: Generators) -> int | None:
+    """How often to draw from encoded pictures; None for once from each of them."""
+    return len(generator) if isinstance(generator, OneEach) else None
 
 
 def are_latents(image: Tensor, vae: Any) -> bool:

@@ -118,6 +118,7 @@ class StableDiffusionAdapterPipeline(StableDiffusionBase):
         cross_attention_kwargs: dict[str, Any] | None = None,
         adapter_conditioning_scale: float | list[float] = 1.0,
         clip_skip: int | None = None,
+        **kwargs: Any,
     ) -> StableDiffusionPipelineOutput | tuple[Any, list[bool] | None]:
         """Draw pictures. What is not listed is as in `StableDiffusionPipeline.__call__`.
 
@@ -128,9 +129,11 @@ class StableDiffusionAdapterPipeline(StableDiffusionBase):
             callback: ``(step, timestep, latents)``.
             callback_steps: how often it is called.
             adapter_conditioning_scale: strength of the adapter; a list for several.
+            kwargs: arguments that diffusers does not have, such as ``seeds`` and ``guidance``.
 
         Raises:
             InputError: (a ``ValueError``) an argument is out of range or contradicts another.
+            UnknownKeywordError: (a ``TypeError``) there is no such argument.
             NumericalError: NaN or infinity appeared.
         """
         request = Request.read(self, locals())

@@ -8,7 +8,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from sfumato.diffusion.noise import Generators, NoiseSource, randn_tensor
+from sfumato.diffusion.noise import (
+    Generators,
+    NoiseSource,
+    OneEach,
+    before_start,
+    randn_tensor,
+)
 from sfumato.errors import InputError
 from sfumato.pipelines import checks, repairs, stages
 from sfumato.pipelines.flow import Drawing, Network, Piece, check_channels, draw, fit_rows
@@ -37,11 +43,11 @@ class LowResolution(Piece):
         pipeline, request = drawing.pipeline, drawing.request
         image = pipeline.image_processor.preprocess(self.image)
         image = image.to(drawing.device, drawing.dtype)
-        generator = request.generator
-        if isinstance(generator, list | tuple):  # one per drawing, of which there may be more
-            generator = generator[: len(image)]
-        elif isinstance(generator, NoiseSource):
+        generator = before_start(request.generator)
+        if isinstance(generator, OneEach | NoiseSource):
             image = fit_rows(image, drawing.pictures)
+        elif isinstance(generator, list | tuple):  # one per drawing, of which there may be more
+            generator = generator[: len(image)]
         noise = randn_tensor(image.shape, generator, drawing.device, drawing.dtype)
         level = torch.tensor([self.noise_level], device=drawing.device)
         self.small = pipeline.low_res_scheduler.add_noise(image, noise, level)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from sfumato.diffusion.brownian import BrownianPath
+    from sfumato.diffusion.noise import Generators
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +29,9 @@ class DPMSolverSDEConfig(KDPM2Config):
     """Settings of DPM++ SDE; see `SigmaSpaceConfig`.
 
     Attributes:
-        noise_sampler_seed: which Brownian path the noise comes from; another one in each run if
-            not given. A list has one for each picture.
+        noise_sampler_seed: which Brownian path the noise comes from. A list has one for each
+            picture. Without it pictures with seeds of their own have the paths of these, as in
+            A1111, and others have another one in each run, as in diffusers.
     """
 
     noise_sampler_seed: int | tuple[int, ...] | None = None
@@ -89,6 +91,7 @@ class DPMSolverSDEScheduler(AllStepsScheduler[DPMSolverSDEConfig]):
         sample: torch.Tensor,
         return_dict: bool = True,
         s_noise: float = 1.0,
+        generator: Generators = None,
     ) -> SchedulerOutput | tuple[torch.Tensor, ...]:
         """The next call's row.
 
@@ -98,14 +101,17 @@ class DPMSolverSDEScheduler(AllStepsScheduler[DPMSolverSDEConfig]):
             sample: what it was asked about, before `scale_model_input`.
             return_dict: return an output object rather than a tuple.
             s_noise: factor on the noise.
+            generator: has the seeds of the pictures, if they have any.
         """
         self._require_timesteps()
-        noise = self._noise(self._locate(timestep), sample)
+        noise = self._noise(self._locate(timestep), sample, generator)
         options = {"s_noise": s_noise}
         result = self._advance(sample, model_output, timestep, noise=noise, options=options)
         return self._result(result, return_dict)
 
-    def _noise(self, call: int, sample: torch.Tensor) -> torch.Tensor | None:
+    def _noise(
+        self, call: int, sample: torch.Tensor, generator: Generators = None
+    ) -> torch.Tensor | None:
         """What the Brownian path does between the sigmas of a call and of its result."""
         if call + 1 >= len(self.timesteps):
             return None
@@ -114,17 +120,21 @@ class DPMSolverSDEScheduler(AllStepsScheduler[DPMSolverSDEConfig]):
         middle = time[0] + (time[1] - time[0]) * 0.5
         places = [float((-t).exp()) for t in (time[0], middle, time[1])]
         if self._path is None:
-            self._path = self._new_path(sample)
+            self._path = self._new_path(sample, generator)
         return self._path.noise(places[call % 2], places[call % 2 + 1])
 
-    def _new_path(self, sample: torch.Tensor) -> BrownianPath:
+    def _new_path(self, sample: torch.Tensor, generator: Generators) -> BrownianPath:
+        import torch
+
         from sfumato.diffusion.brownian import BrownianPath
+        from sfumato.diffusion.noise import SeededNoise, before_start, seeds_of
 
-        seed = self._settings.noise_sampler_seed
+        seed: Any = self._settings.noise_sampler_seed
+        randn = None
+        if seed is None and (seed := seeds_of(generator)) is not None:
+            randn = getattr(before_start(generator), "randn", SeededNoise.randn)
         if seed is None:
-            import torch
-
             seed = int(torch.randint(0, 2**63 - 1, []).item())
         ends = self.sigmas[self.sigmas > 0]
         low, high = float(ends.min()), float(ends.max())
-        return BrownianPath(sample.shape, low, high, seed, sample.dtype, sample.device)
+        return BrownianPath(sample.shape, low, high, seed, sample.dtype, sample.device, randn)
