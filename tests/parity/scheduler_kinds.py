@@ -53,6 +53,9 @@ class Draw:
     def spacing(self) -> dict[str, Any]:
         return {"timestep_spacing": self.one(*SPACINGS), "steps_offset": self.one(0, 1)}
 
+    def prediction(self, *more: str) -> dict[str, Any]:
+        return {"prediction_type": self.one(*PREDICTIONS, *more), "flow_shift": self.one(1.0, 3.0)}
+
     def ramp(self, *more: str) -> dict[str, Any]:
         return {self.one(*RAMPS, *more): True} if self.flag(0.6) else {}
 
@@ -118,11 +121,11 @@ def euler_ancestral(d: Draw) -> tuple[dict[str, Any], dict[str, Any]]:
 def dpm_multistep(d: Draw) -> tuple[dict[str, Any], dict[str, Any]]:
     algorithm = d.one("dpmsolver++", "dpmsolver++", "sde-dpmsolver++", "dpmsolver", "sde-dpmsolver")
     config = {**d.betas(), **d.spacing(), **d.ramp("use_lu_lambdas"), **d.threshold()}
+    config |= d.prediction(*(["flow_prediction"] if "++" in algorithm else []))
     config |= {
         "algorithm_type": algorithm,
         "solver_order": d.one(1, 2, 3) if algorithm != "sde-dpmsolver" else d.one(1, 2),
         "solver_type": d.one("midpoint", "heun"),
-        "prediction_type": d.one(*PREDICTIONS),
         "lower_order_final": d.flag(0.7),
         "euler_at_final": d.flag(0.3),
         "final_sigmas_type": d.one("zero", "sigma_min") if "++" in algorithm else "sigma_min",
@@ -134,17 +137,20 @@ def dpm_multistep(d: Draw) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def unipc(d: Draw) -> tuple[dict[str, Any], dict[str, Any]]:
-    config = {**d.betas(), **d.spacing(), **d.ramp(), **d.threshold()}
+    config = {**d.betas(), **d.spacing(), **d.ramp("use_flow_sigmas"), **d.threshold()}
+    predict_x0 = d.flag(0.7)
+    config |= d.prediction(*(["flow_prediction"] if predict_x0 else []))
     config |= {
         "solver_order": d.one(1, 2, 2, 3, 4),
         "solver_type": d.one("bh1", "bh2"),
-        "predict_x0": d.flag(0.7),
-        "prediction_type": d.one(*PREDICTIONS),
+        "predict_x0": predict_x0,
         "lower_order_final": d.flag(0.8),
         "disable_corrector": d.one([], [], [0], [0, 2, 3]),
         "final_sigmas_type": d.one("zero", "sigma_min"),
         "rescale_betas_zero_snr": d.flag(0.15),
     }
+    if not config["lower_order_final"] and config["final_sigmas_type"] == "zero":
+        config["solver_order"] = min(config["solver_order"], 2)  # theirs has no solution for more
     return config, {}
 
 
@@ -175,19 +181,19 @@ def kdpm2(d: Draw) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def deis(d: Draw) -> tuple[dict[str, Any], dict[str, Any]]:
-    config = {**d.betas(), **d.spacing(), **d.ramp(), **d.threshold()}
-    config["prediction_type"] = d.one(*PREDICTIONS)
+    config = {**d.betas(), **d.spacing(), **d.ramp("use_flow_sigmas"), **d.threshold()}
+    config |= d.prediction(*([] if config["thresholding"] else ["flow_prediction"]))
     return config | {"solver_order": d.one(1, 2, 3), "lower_order_final": d.flag()}, {}
 
 
 def dpm_singlestep(d: Draw) -> tuple[dict[str, Any], dict[str, Any]]:
-    algorithm = d.one("dpmsolver++", "dpmsolver++", "dpmsolver")
+    algorithm = d.one("dpmsolver++", "dpmsolver++", "dpmsolver", "sde-dpmsolver++")
     config = {**d.betas(), **d.ramp(), **(d.threshold() if "++" in algorithm else {})}
+    config |= d.prediction(*(["flow_prediction"] if "++" in algorithm else []))
     config |= {
         "algorithm_type": algorithm,
         "solver_order": d.one(1, 2, 3),
         "solver_type": d.one("midpoint", "heun"),
-        "prediction_type": d.one(*PREDICTIONS),
         "lower_order_final": d.flag(),
         "final_sigmas_type": d.one("zero", "sigma_min") if "++" in algorithm else "sigma_min",
     }
@@ -351,8 +357,6 @@ def pair(name: str, seed: int) -> tuple[Any, Any, dict[str, Any], int]:
         steps = min(steps, 30)
     if config.get("rescale_betas_zero_snr") or config.get("beta_schedule") == "sigmoid":
         share_table(mine, other)
-    if config.get("sigma_schedule") == "exponential":
-        steps = max(steps, 2)  # theirs takes the smallest sigma as the only one
     if name == "DPMSolverMultistepInverseScheduler" and config.get("use_exponential_sigmas"):
         steps = min(steps, 12)  # else theirs begins with the second of two steps at timestep 0
     mine.set_timesteps(steps)

@@ -45,6 +45,20 @@ def test_constructor_defaults_are_as_in_diffusers(name: str) -> None:
     assert mine.order == other.order
 
 
+@pytest.mark.parametrize("name", SHARED)
+def test_constructors_take_their_arguments_in_the_order_of_diffusers(name: str) -> None:
+    expected = dict(inspect.signature(getattr(theirs, name)).parameters)
+    expected.pop("kwargs", None)
+    values = [p.default for p in expected.values()]
+    assert list(inspect.signature(getattr(ours, name)).parameters) == list(expected)
+    config = public(getattr(ours, name)(*values).config)
+    assert config == public(getattr(theirs, name)(*values).config)
+    with pytest.raises(TypeError, match="arguments"):
+        getattr(ours, name)(*values, 1)
+    with pytest.raises(TypeError, match="twice"):
+        getattr(ours, name)(values[0], **{next(iter(expected)): values[0]})
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_a_chain_of_swaps_ends_with_the_settings_of_diffusers(seed: int) -> None:
     choose = random.Random(seed)
@@ -81,6 +95,17 @@ def test_files_are_read_by_either_library(name: str, tmp_path: Path) -> None:
     loaded = getattr(ours, name).from_pretrained(tmp_path / "other", subfolder="scheduler")
     assert public(loaded.config) == public(other.config)
     assert set(loaded.config) >= {"_class_name", "_diffusers_version"}
+
+
+def test_a_configuration_is_written_to_a_file_and_never_uploaded(tmp_path: Path) -> None:
+    scheduler = ours.UniPCMultistepScheduler(solver_order=3)
+    scheduler.to_json_file(tmp_path / "any.json")
+    assert (tmp_path / "any.json").read_text() == scheduler.to_json_string()
+    with pytest.raises(ValueError, match="push_to_hub"):
+        scheduler.save_pretrained(tmp_path / "made", push_to_hub=True, repo_id="somebody/something")
+    assert not (tmp_path / "made").exists()
+    scheduler.save_pretrained(tmp_path / "made", False)
+    assert ours.UniPCMultistepScheduler.from_pretrained(tmp_path / "made").config.solver_order == 3
 
 
 def test_the_enumeration_has_their_numbers() -> None:

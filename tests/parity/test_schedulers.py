@@ -207,6 +207,60 @@ def test_noising_and_velocity_are_as_in_diffusers(name: str) -> None:
             torch.testing.assert_close(mine.get_velocity(image, noise, timesteps[0]), velocity)
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_timesteps_are_numbers_of_the_kind_of_diffusers(name: str) -> None:
+    for seed in range(4):
+        mine, other, _, _ = pair(name, seed)
+        assert mine.timesteps.dtype == other.timesteps.dtype
+
+
+@pytest.mark.parametrize("name", ["DDPMScheduler", "DDPMParallelScheduler"])
+@pytest.mark.parametrize("variance", ["learned", "learned_range"])
+def test_the_noise_is_as_large_as_the_network_says(name: str, variance: str) -> None:
+    config = {**SD, "variance_type": variance, "clip_sample": False}
+    start, ends = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(1)), []
+    for scheduler in (getattr(ours, name)(**config), getattr(theirs, name)(**config)):
+        scheduler.set_timesteps(9)
+        x, source = start, torch.Generator().manual_seed(3)
+        for t in scheduler.timesteps:
+            answer = torch.cat([network(x, t), network(x, t).square().clamp(max=1)], dim=1)
+            x = scheduler.step(answer, t, x, generator=source)[0]
+        ends.append(x)
+    torch.testing.assert_close(*ends, atol=1e-5, rtol=1e-5)
+
+
+def test_a_network_that_says_a_negative_variance_adds_no_noise() -> None:
+    scheduler = ours.DDPMScheduler(variance_type="learned", clip_sample=False)
+    scheduler.set_timesteps(5)
+    x = torch.randn(1, 4, 6, 6)
+    ends = [
+        scheduler.step(torch.cat([x, y], dim=1), scheduler.timesteps[0], x)[0]
+        for y in (-x.abs() - 1, torch.zeros_like(x))
+    ]
+    assert torch.equal(*ends)
+
+
+def test_a_step_counter_set_back_by_hand_begins_a_new_run() -> None:
+    scheduler = ours.DPMSolverMultistepScheduler(**SD)
+    scheduler.set_timesteps(8)
+    x = torch.randn(1, 4, 6, 6, generator=torch.Generator().manual_seed(1))
+    runs = []
+    for start in (0, 3, 3):
+        scheduler._step_index = None
+        y = x
+        for t in scheduler.timesteps[start:]:
+            y = scheduler.step(network(y, t), t, y)[0]
+        runs.append(y)
+    fresh = ours.DPMSolverMultistepScheduler(**SD)
+    fresh.set_timesteps(8)
+    fresh._init_step_index(fresh.timesteps[3])
+    assert fresh.step_index == 3
+    for t in fresh.timesteps[3:]:
+        x = fresh.step(network(x, t), t, x)[0]
+    assert torch.equal(runs[1], x)
+    assert torch.equal(runs[2], x)
+
+
 #: Theirs do not say how many steps they were given by hand.
 NOT_COUNTED = ("DDPMScheduler", "EDMEulerScheduler", "CMStochasticIterativeScheduler")
 CUSTOM = [

@@ -79,8 +79,9 @@ class Plan:
         init_sigma: standard deviation of x before the first call, for a start from pure noise.
         limit: see `Limit`.
         noise_in_float32: draw noise in float32 rather than in the network's precision.
-        log_variance: ``(n, 2)`` or None. With it, the network has twice the channels, and the
-            second half (-1..1) mixes these two logarithms into the variance of the noise.
+        log_variance: ``(n, 2)``, ``(n, 1)`` or None. With it, the network has twice the channels,
+            and the second half (-1..1) mixes these two logarithms into the variance of the noise;
+            with one of them, it is what multiplies the variance.
     """
 
     timesteps: Timesteps

@@ -6,6 +6,7 @@ foreign scheduler in its place.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -89,8 +90,11 @@ class PlanRun:
         return state.x.to(dtype), state.past[0].denoised.to(dtype)
 
     def _spread(self, row: int, mixture: torch.Tensor) -> torch.Tensor:
-        """Standard deviation that the network itself predicts, between two bounds."""
+        """Standard deviation that the network itself predicts, mostly between two bounds."""
         assert self.plan.log_variance is not None
-        low, high = (float(v) for v in self.plan.log_variance[row])
+        low, *rest = (float(v) for v in self.plan.log_variance[row])
+        if not rest:
+            return mixture.clamp(min=0) ** 0.5 * math.exp(0.5 * low)
+        high = rest[0]
         share = (mixture + 1) / 2
         return torch.exp(0.5 * (share * high + (1 - share) * low))

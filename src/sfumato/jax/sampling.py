@@ -83,7 +83,10 @@ def advance(
     """
     x, past = progress
     output = output.astype(jnp.float32)
-    if row.variance.shape[-1]:
+    if row.variance.shape[-1] == 1:
+        output, variance = jnp.split(output, 2, axis=1)
+        noise = noise * jnp.sqrt(jnp.maximum(variance, 0) * jnp.exp(row.variance[0]))
+    elif row.variance.shape[-1]:
         output, mixture = jnp.split(output, 2, axis=1)
         share = (mixture + 1) / 2
         noise = noise * jnp.exp(0.5 * (share * row.variance[1] + (1 - share) * row.variance[0]))

@@ -8,10 +8,9 @@ sampler (`sfumato.diffusion.samplers`), and ``step`` applies its rows one by one
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
@@ -21,9 +20,10 @@ from sfumato.checkpoints.hub_names import take_hub_options
 from sfumato.config import FrozenDict
 from sfumato.diffusion.plan import Plan
 from sfumato.diffusion.schedule import alphas_cumprod, betas
-from sfumato.errors import InputError, UnknownKeywordError, did_you_mean
+from sfumato.errors import InputError
 from sfumato.outputs import BaseOutput
 from sfumato.schedulers import storage
+from sfumato.schedulers.arguments import by_name, signature_of
 from sfumato.schedulers.config import SchedulerConfig
 from sfumato.schedulers.tables import Table, array_of
 
@@ -75,7 +75,7 @@ class Scheduler(Generic[C]):
     num_inference_steps: int | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs = _keywords(type(self), args, kwargs)
+        kwargs = by_name(type(self), args, kwargs)
         self._settings = cast(C, self.config_class.from_values(kwargs))
         self._extras: dict[str, Any] = {}
         self._prepare()
@@ -83,7 +83,7 @@ class Scheduler(Generic[C]):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "config_class" in vars(cls):
-            cls.__signature__ = _signature(cls.config_class)
+            cls.__signature__ = signature_of(cls.config_class)
 
     def _prepare(self) -> None:
         """Make the training table, and forget any run."""
@@ -207,8 +207,25 @@ class Scheduler(Generic[C]):
         unused = {k: v for k, v in kwargs.items() if k not in storage.LOADING_OPTIONS}
         return (config, unused) if return_unused_kwargs else config
 
-    def save_pretrained(self, save_directory: str | PathLike[str]) -> None:
-        """Write ``scheduler_config.json`` into a folder, which is made if needed."""
+    def save_pretrained(
+        self, save_directory: str | PathLike[str], push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
+        """Write ``scheduler_config.json`` into a folder, which is made if needed.
+
+        Args:
+            save_directory: the folder.
+            push_to_hub: has to stay False; sfumato uploads nothing.
+            kwargs: of an upload, and without effect.
+
+        Raises:
+            InputError: with ``push_to_hub``.
+            ConfigError: when ``save_directory`` is a file.
+        """
+        if push_to_hub:
+            raise InputError(
+                "`push_to_hub` has to be False: sfumato uploads nothing.",
+                hint="Upload the folder with huggingface_hub.",
+            )
         storage.write_config(save_directory, self.config_name, type(self).__name__, self.config)
 
     save_config = save_pretrained
@@ -216,6 +233,12 @@ class Scheduler(Generic[C]):
     def to_json_string(self) -> str:
         """What `save_pretrained` writes."""
         return storage.config_text(type(self).__name__, self.config) + "\n"
+
+    def to_json_file(self, json_file_path: str | PathLike[str]) -> None:
+        """Write what `to_json_string` gives into a file, whole or not at all."""
+        from sfumato.checkpoints.atomic import write_file_atomically
+
+        write_file_atomically(json_file_path, self.to_json_string().encode())
 
     @property
     def compatibles(self) -> list[type[Scheduler[Any]]]:
@@ -331,38 +354,3 @@ def _root(squares: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     if torch is None or not hasattr(torch, "from_numpy"):
         return np.sqrt(squares)
     return (torch.from_numpy(squares) ** 0.5).numpy()
-
-
-def _keywords(
-    cls: type[Scheduler[Any]], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> dict[str, Any]:
-    """The constructor's arguments by name; private ones (``_name``) are dropped.
-
-    Raises:
-        UnknownKeywordError: for a name that the class does not have, naming the closest.
-    """
-    names = list(inspect.signature(cls).parameters)
-    positional = dict(zip(names[:5], args, strict=False))
-    if len(args) > 5 or set(positional) & set(kwargs):
-        raise UnknownKeywordError(
-            f"{cls.__name__} takes up to five positional arguments ({', '.join(names[:5])});"
-            " give the others by name, and each once."
-        )
-    kwargs = {name: value for name, value in kwargs.items() if not name.startswith("_")}
-    for name in kwargs:
-        if name not in names:
-            raise UnknownKeywordError(
-                f"{cls.__name__}() has no argument '{name}'.{did_you_mean(name, names)}"
-            )
-    return positional | kwargs
-
-
-def _signature(config_class: type[SchedulerConfig]) -> inspect.Signature:
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    return inspect.Signature(
-        [
-            inspect.Parameter(f.name, kind, default=f.default, annotation=f.type)
-            for f in fields(config_class)
-            if f.name != "explicit" and f.default is not MISSING
-        ]
-    )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+
 from sfumato.diffusion import samplers
+from sfumato.diffusion.frame import Frame
 from sfumato.diffusion.plan import Plan
 from sfumato.schedulers.config import SchedulerConfig
 from sfumato.schedulers.solver import SolverScheduler, SpacedSolverConfig
@@ -61,6 +64,18 @@ class DEISMultistepScheduler(SolverScheduler[DEISMultistepConfig]):
             final="sigma_min",
             end_of_ramp=True,
         )
+
+    def _frame(self, start: int) -> Frame:
+        """The calls of ``timesteps[start:]``; the noise is what the picture leaves of x."""
+        frame, config = super()._frame(start), self._settings
+        if config.prediction_type not in ("v_prediction", "flow_prediction"):
+            return frame
+        alpha, sigma = frame.now.alpha, frame.now.sigma
+        if config.prediction_type == "flow_prediction" and not config.use_flow_sigmas:
+            sigma = frame.now.ratio  # of the list, as in the picture
+        kept, answered = frame.denoised.T
+        epsilon = np.stack([(1 - alpha * kept) / sigma, -alpha * answered / sigma], axis=1)
+        return replace(frame, epsilon=epsilon)
 
     def plan(self, start: int = 0) -> Plan:
         """The table for ``timesteps[start:]``."""

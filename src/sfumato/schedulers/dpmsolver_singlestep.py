@@ -93,6 +93,7 @@ class DPMSolverSinglestepScheduler(SolverScheduler[DPMSolverSinglestepConfig]):
             image=algorithm.endswith("++"),
             eta=1.0 if algorithm.startswith("sde") else 0.0,
             solver_types=config.solver_type,
+            more_curve=algorithm == "sde-dpmsolver++",
         )
 
     step = noisy_step

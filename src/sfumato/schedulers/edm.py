@@ -18,6 +18,7 @@ from sfumato.diffusion.ways import final_sigma
 from sfumato.errors import ConfigError, InputError
 from sfumato.schedulers.base import SchedulerOutput
 from sfumato.schedulers.config import (
+    MAX_TRAIN_TIMESTEPS,
     SchedulerConfig,
     checked_steps,
     dynamic_limit,
@@ -79,7 +80,8 @@ class EDMScheduler(SteppedScheduler[E]):
         """Falling sigmas at places on the way: 0 is ``sigma_max`` and 1 is ``sigma_min``."""
         config = self._settings
         if config.sigma_schedule == "exponential":
-            return exponential_sigmas(config.sigma_min, config.sigma_max, len(places))
+            # Counted from below, so that a single one is the smallest, as in diffusers.
+            return exponential_sigmas(config.sigma_max, config.sigma_min, len(places))[::-1].copy()
         return karras_curve(places, config.sigma_min, config.sigma_max, config.rho)
 
     def _follow(self, sigmas: Array, end: float, device: str | torch.device | None = None) -> None:
@@ -149,7 +151,7 @@ class EDMEulerScheduler(EDMScheduler[EDMConfig]):
         """
         exactly_one(num_inference_steps=num_inference_steps, sigmas=sigmas)
         if sigmas is None:
-            places = np.linspace(0, 1, checked_steps(num_inference_steps, len(self)))
+            places = np.linspace(0, 1, checked_steps(num_inference_steps, MAX_TRAIN_TIMESTEPS))
         else:
             places = np.asarray(sigmas, dtype=np.float64)
             rising = places.ndim == 1 and len(places) > 0 and (np.diff(places) > 0).all()
@@ -252,7 +254,7 @@ class EDMDPMSolverMultistepScheduler(EDMScheduler[EDMDPMSolverMultistepConfig]):
             InputError: for a number out of range.
         """
         config = self._settings
-        n = checked_steps(num_inference_steps, len(self))
+        n = checked_steps(num_inference_steps, MAX_TRAIN_TIMESTEPS)
         end = final_sigma(config.final_sigmas_type, config.sigma_min)
         self._follow(self._spread(np.linspace(0, 1, n)), end, device)
         self.num_inference_steps = n

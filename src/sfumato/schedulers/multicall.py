@@ -193,6 +193,11 @@ class MidpointScheduler(AllStepsScheduler[KDPM2Config]):
         karras = bool(self._settings.use_karras_sigmas)
         self._visit(*self._steps(num_inference_steps, rounded=karras), device)
 
+    def _steps(self, steps: Any, *, rounded: bool = False) -> tuple[np.ndarray, Array]:
+        ramp = ramp_of(self.config)
+        spaced = self._spaced(steps, np.float32 if ramp.kind is None else np.float64)
+        return sigmas_at_timesteps(spaced, self._sigma_table, ramp=ramp, rounded=rounded)
+
     def _visit(
         self, timesteps: np.ndarray, sigmas: Array, device: str | torch.device | None
     ) -> None:

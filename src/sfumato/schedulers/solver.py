@@ -237,7 +237,12 @@ class SolverScheduler(SteppedScheduler[S]):
     def _frame(self, start: int) -> Frame:
         """The calls of ``timesteps[start:]``."""
         config = self._settings
-        return as_trained(self._way_from(start), config.prediction_type, limit=config.limit)
+        frame = as_trained(self._way_from(start), config.prediction_type, limit=config.limit)
+        if config.prediction_type == "flow_prediction" and not config.use_flow_sigmas:
+            # What the prediction is multiplied with is the listed sigma, a ratio on such a way.
+            ratio = frame.now.ratio
+            frame = replace(frame, denoised=np.stack([np.ones_like(ratio), -ratio], axis=1))
+        return frame
 
 
 _RAMP_SWITCHES = (

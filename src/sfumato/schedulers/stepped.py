@@ -76,7 +76,13 @@ class SteppedScheduler(Scheduler[C]):
             begin = self._begin_index
             self._start = self.index_for_timestep(timestep) if begin is None else begin
             self._step_index = self._start
+            self._run, self._plans = None, {}  # also for who set `_step_index` back by hand
         return self._step_index
+
+    def _init_step_index(self, timestep: float | torch.Tensor) -> None:
+        """Begin at a timestep; the name is diffusers', whose pipelines call it."""
+        self._step_index = None
+        self._locate(timestep)
 
     def _advance(
         self,

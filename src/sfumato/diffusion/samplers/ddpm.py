@@ -14,6 +14,7 @@ VARIANCES: tuple[str, ...] = (
     "fixed_small_log",
     "fixed_large",
     "fixed_large_log",
+    "learned",
     "learned_range",
 )
 
@@ -24,8 +25,9 @@ def ddpm(frame: Frame, *, variance: str = "fixed_small") -> Plan:
     Args:
         frame: of the run, as trained.
         variance: of the noise. ``fixed_small`` is the posterior's own, ``fixed_large`` that of
-            the forward process; ``_log`` makes no difference. With ``learned_range`` the network
-            has twice the channels and chooses between the two (arXiv:2102.09672).
+            the forward process; ``_log`` makes no difference. With ``learned`` the network has
+            twice the channels and says it; with ``learned_range`` it chooses between the two
+            (arXiv:2102.09672).
     """
     if variance not in VARIANCES:
         allowed = ", ".join(repr(name) for name in VARIANCES)
@@ -39,6 +41,8 @@ def ddpm(frame: Frame, *, variance: str = "fixed_small") -> Plan:
     base, update = blank(len(frame))
     update[:, 0, BASE] = np.sqrt(kept) * (following.sigma / now.sigma) ** 2
     update[:, 0, DENOISED] = following.alpha * (1 - kept) / now.sigma**2
-    update[:, 0, NOISE] = np.where(draws, 1.0 if variance == "learned_range" else deviation, 0)
-    bounds = np.log(np.stack([small, large], axis=1)) if variance == "learned_range" else None
-    return frame.plan(base, update, draws=draws, log_variance=bounds)
+    learned = variance.startswith("learned")
+    update[:, 0, NOISE] = np.where(draws, 1.0 if learned else deviation, 0)
+    bounds = [small, large] if variance == "learned_range" else [np.ones_like(small)]
+    log_variance = np.log(np.stack(bounds, axis=1)) if learned else None
+    return frame.plan(base, update, draws=draws, log_variance=log_variance)

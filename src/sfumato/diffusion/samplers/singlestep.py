@@ -67,6 +67,7 @@ def singlestep(
     brownian: bool = False,
     s_noise: float = 1.0,
     solver_types: str | Sequence[str] = "midpoint",
+    more_curve: bool = False,
 ) -> Plan:
     """DPM-Solver, singlestep.
 
@@ -82,6 +83,8 @@ def singlestep(
         s_noise: factor on the noise.
         solver_types: ``midpoint`` or ``heun``; how a call of second or third order counts the
             slope. One for all, or for each call.
+        more_curve: count the second differences of ``heun``'s third order twice more, as diffusers
+            does in ``sde-dpmsolver++``.
     """
     n = len(frame)
     types = [solver_types] * n if isinstance(solver_types, str) else solver_types
@@ -92,7 +95,7 @@ def singlestep(
         added = 0.0
         if ancestral and (row + 1 == n or orders[row + 1] == 1):
             end, added = step_down(frame.now[begin : begin + 1], end, ancestral)
-        move = _move(frame, row, order, end, image, eta, types[row])
+        move = _move(frame, row, order, end, image, eta, types[row], more_curve)
         noises: Sequence[float] = move.noises or [added]
         if brownian and order > 1:
             noises = _along(frame.now.sigma[begin : row + 1], end.sigma, noises[0])
@@ -118,7 +121,14 @@ def step_down(start: Levels, end: Levels, eta: float) -> tuple[Levels, float]:
 
 
 def _move(
-    frame: Frame, row: int, order: int, end: Levels, image: bool, eta: float, solver_type: str
+    frame: Frame,
+    row: int,
+    order: int,
+    end: Levels,
+    image: bool,
+    eta: float,
+    solver_type: str,
+    more_curve: bool,
 ) -> Move:
     """From the start of the step, with the answers since, to ``end``."""
     begin = row - order + 1
@@ -126,20 +136,24 @@ def _move(
         h = float(end.log_snr[0] - frame.now.log_snr[begin])
         eta = -math.log1p(eta**2 * math.expm1(-2 * h)) / (2 * h)
     step = leg(frame.now[begin : begin + 1], end, image=image, eta=eta)
-    return call_move(step, frame.now.log_snr[begin : row + 1][::-1], solver_type)
+    lambdas = frame.now.log_snr[begin : row + 1][::-1]
+    return call_move(step, lambdas, solver_type, more_curve=more_curve)
 
 
-def call_move(step: Leg, lambdas: Array, solver_type: str) -> Move:
+def call_move(step: Leg, lambdas: Array, solver_type: str, *, more_curve: bool = False) -> Move:
     """What a call does with the answers of its step so far.
 
     Args:
         step: from the step's start to the call's end.
         lambdas: where the answers were given, newest first; as many as the order.
         solver_type: see `singlestep`.
+        more_curve: see `singlestep`.
     """
     order = len(lambdas)
     if order < 3 or solver_type == "heun":
         moments = step.moments(order)
+        if order == 3 and more_curve:
+            moments[2] -= 2 * step.scale
         if order == 2 and solver_type == "midpoint":
             moments[1] = step.first / 2
         return step.move(moments, lambdas)
