@@ -7,6 +7,7 @@ import sys
 from dataclasses import fields
 
 import pytest
+import torch
 
 import sfumato
 from sfumato.diffusion.samplers.named import NAMED
@@ -60,6 +61,10 @@ from sfumato.pipelines.sampler_names import (
         ("DPM adaptive", "DPMAdaptiveScheduler"),
         ("euler_cfg_pp", "KDiffusionScheduler"),
         ("gradient_estimation_cfg_pp", "KDiffusionScheduler"),
+        ("DDIM CFG++", "KDiffusionScheduler"),
+        ("HeunPP2", "KDiffusionScheduler"),
+        ("k_dpmpp_3m_sde", "KDiffusionScheduler"),
+        ("k_dpmpp_2s_a", "KDiffusionScheduler"),
         ("uni_pc_bh2", "UniPCMultistepScheduler"),
     ],
 )
@@ -68,11 +73,46 @@ def test_every_spelling_finds_its_class(name: str, expected: str) -> None:
     assert (sampler.class_name, schedule) == (expected, None)
 
 
-@pytest.mark.parametrize("name", ["DPM++ 2M Karras", "k_dpmpp_2m_karras", "dpm++ 2m KARRAS"])
+@pytest.mark.parametrize(
+    "name", ["DPM++ 2M Karras", "k_dpmpp_2m_karras", "dpm++ 2m KARRAS", "k_dpmpp_2m_ka"]
+)
 def test_an_old_name_carries_its_schedule(name: str) -> None:
     sampler, schedule = find_sampler(name)
     assert schedule is not None
     assert (sampler.name, schedule.name) == ("DPM++ 2M", "Karras")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("ddim", "Leading"),
+        ("Turbo", "SGM Uniform"),
+        ("normal", "Uniform"),
+        ("AYS", "Align Your Steps"),
+    ],
+)
+def test_schedules_have_the_names_of_every_program(name: str, expected: str) -> None:
+    for sampler in ("DPM++ 2M", "DPM++ 3M SDE", "Euler a"):
+        schedule = find_schedule(name, find_sampler(sampler)[0])
+        assert schedule is not None
+        assert schedule.name == expected
+
+
+def test_ddim_s_schedule_is_a_stride_apart_in_the_class_and_beside_it() -> None:
+    leading = sfumato.EulerDiscreteScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        timestep_spacing="leading",
+        steps_offset=1,
+    )
+    scheduler = sfumato.KDiffusionScheduler(sampler="euler", schedule="ddim_uniform")
+    for steps in (1, 7, 20, 999):
+        leading.set_timesteps(steps)
+        scheduler.set_timesteps(steps)
+        torch.testing.assert_close(scheduler.sigmas, leading.sigmas)
+    scheduler.set_timesteps(1000)  # no room for the one more
+    assert scheduler.timesteps.round().tolist() == list(range(999, -1, -1))
 
 
 @pytest.mark.parametrize("name", ["", "karras", "__class__", "Euler b\n", "\0", "e" * 10**6])

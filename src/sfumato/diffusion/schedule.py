@@ -316,6 +316,16 @@ def simple_sigmas(table: Array, n: int) -> Array:
     return table[-1 - (np.arange(n) * (len(table) / n)).astype(np.int64)]
 
 
+def leading_sigmas(table: Array, n: int) -> Array:
+    """``n`` falling sigmas of training, a whole stride apart from timestep 1 on: DDIM's.
+
+    ComfyUI's ``ddim_uniform`` has one or a few more where the stride leaves room for them.
+    """
+    stride = len(table) // n
+    first = 1 if (n - 1) * stride + 1 < len(table) else 0
+    return table[first + np.arange(n) * stride][::-1].copy()
+
+
 #: Sigmas in which ten steps go furthest: "Align your steps", arXiv:2404.14507.
 AYS_SIGMAS = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)
 
@@ -330,6 +340,7 @@ TABLE_SCHEDULES: dict[str, Callable[[Array, int], Array]] = {
     "uniform": uniform_sigmas,
     "sgm_uniform": sgm_uniform_sigmas,
     "simple": simple_sigmas,
+    "ddim_uniform": leading_sigmas,
     "align_your_steps": ays_sigmas,
 }
 

@@ -135,6 +135,7 @@ SAMPLERS: tuple[Sampler, ...] = (
         "exponential",
         "a third order, for 30 steps and more",
         "dpmpp_3m_sde_gpu",
+        "k_dpmpp_3m_sde",
     ),
     Sampler(
         name="DPM++ SDE",
@@ -150,6 +151,7 @@ SAMPLERS: tuple[Sampler, ...] = (
         "karras",
         "two calls per step, and noise at its end",
         "dpmpp_2s_a",
+        "k_dpmpp_2s_a",
     ),
     Sampler(
         name="DPM++ 2S",
@@ -245,6 +247,13 @@ SAMPLERS: tuple[Sampler, ...] = (
         "karras",
         "Euler's slope led on from the last one; 15 to 30 steps",
     ),
+    _by_k_diffusion(
+        "DDIM CFG++",
+        "ddim_cfg_pp",
+        "ddim_uniform",
+        "DDIM with CFG++; guidance of 0.5 to 2, which is A1111's divided by 12.5",
+        "ddim_cfgpp",
+    ),
     _by_k_diffusion("Euler CFG++", "euler_cfg_pp", "karras", _PLUS),
     _by_k_diffusion("Euler a CFG++", "euler_ancestral_cfg_pp", "karras", _PLUS),
     _by_k_diffusion("DPM++ 2M CFG++", "dpmpp_2m_cfg_pp", "karras", _PLUS),
@@ -325,12 +334,17 @@ SCHEDULES: tuple[Schedule, ...] = (
     ),
     Schedule(
         name="SGM Uniform",
-        aliases=("trailing",),
+        aliases=("trailing", "turbo"),
         options={"timestep_spacing": "trailing"},
         k_name="sgm_uniform",
     ),
     Schedule(name="Simple", k_name="simple"),
-    Schedule(name="Leading", aliases=("ddim_uniform",), options={"timestep_spacing": "leading"}),
+    Schedule(
+        name="Leading",
+        aliases=("ddim", "ddim_uniform"),
+        options={"timestep_spacing": "leading"},
+        k_name="ddim_uniform",
+    ),
 )
 #: Names that leave the model's own schedule as it is.
 AUTOMATIC = ("automatic", "default", "auto")
@@ -376,7 +390,8 @@ def find_sampler(name: str) -> tuple[Sampler, Schedule | None]:
     names, wanted = _sampler_names(), normalized(name[:100])
     if wanted in names:
         return names[wanted], None
-    for ending, schedule in _schedule_names().items():
+    endings = {**_schedule_names(), "ka": _schedule_names()["karras"]}  # A1111: k_dpmpp_2m_ka
+    for ending, schedule in endings.items():
         if wanted.endswith(ending) and wanted.removesuffix(ending) in names:
             return names[wanted.removesuffix(ending)], schedule
     shown = [name for s in SAMPLERS for name in (*_all_names(s), s.class_name)]

@@ -127,6 +127,7 @@ NAMED: dict[str, Named] = {
     "res_multistep_ancestral": Named(_noisy(res_multistep), noisy=True),
     "er_sde": Named(_er_sde, noisy=True),
     "restart": Named(_restart, "restarts", noisy=True),
+    "ddim_cfg_pp": _with_negative(_plain(euler_cfg_pp)),  # DDIM is Euler's method
     "euler_cfg_pp": _with_negative(_plain(euler_cfg_pp)),
     "euler_ancestral_cfg_pp": _with_negative(_noisy(euler_cfg_pp), noisy=True),
     "dpmpp_2m_cfg_pp": _with_negative(_plain(dpmpp_2m_cfg_pp)),
