@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sfumato.models import vae_in_bands
 from sfumato.models.autoencoder import AutoencoderKL
@@ -23,6 +22,7 @@ from sfumato.models.bands import Map, convolved, cut, doubled, halved, moments, 
 from sfumato.pipelines.seamless import seamless
 from sfumato.runtime import kernels
 from sfumato.runtime.spill import Room
+from tests.memory import peak
 
 SMALL: dict[str, Any] = {
     "block_out_channels": (16, 24, 32),
@@ -104,35 +104,6 @@ def test_a_part_in_another_precision_is_kept() -> None:
     assert apart(vae.decode(z).sample, whole) < 0.01
 
 
-class Memory(TorchDispatchMode):
-    """Counts the bytes of all tensors that torch makes and that live, and their peak."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._seen: dict[int, weakref.ref[Any]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for made in result if isinstance(result, list | tuple) else [result]:
-            if isinstance(made, Tensor) and made.device.type == "cpu":
-                self._note(made.untyped_storage())
-        return result
-
-    def _note(self, storage: Any) -> None:
-        place, size = storage.data_ptr(), storage.nbytes()
-        if not size or place in self._seen:
-            return
-
-        def gone(_: Any) -> None:
-            self.now -= size
-            del self._seen[place]
-
-        self._seen[place] = weakref.ref(storage, gone)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-
-
 def needs(vae: AutoencoderKL, run: Callable[[], Any]) -> tuple[int, int]:
     """Numbers in the largest tensor that a layer takes or gives, and the peak of memory."""
     sizes: list[int] = []
@@ -145,11 +116,10 @@ def needs(vae: AutoencoderKL, run: Callable[[], Any]) -> tuple[int, int]:
         for m in vae.modules()
         if isinstance(m, nn.Conv2d | nn.GroupNorm | nn.SiLU)
     ]
-    with Memory() as memory:
-        run()
+    most = peak(run)
     for handle in handles:
         handle.remove()
-    return max(sizes), memory.peak
+    return max(sizes), most
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,6 +23,7 @@ from sfumato.quantization.int8 import (
 from sfumato.quantization.winograd import WinogradTensor
 from sfumato.quantization.winograd import pack as pack_transformed
 from sfumato.quantization.winograd import unpack as unpack_transformed
+from tests.memory import peak
 
 needs_kernels = pytest.mark.skipif(not kernels.available(), reason="needs AVX-512 VNNI")
 TYPES = (torch.float32, torch.bfloat16)
@@ -67,6 +70,45 @@ def test_weights_are_rounded_to_the_nearest_of_255_values_of_their_output(
 def test_transformed_weights_come_back_close() -> None:
     weight = random(40, 24, 3, 3)
     assert distance(WinogradTensor.quantise(weight, torch.float32).plain(), weight) < 0.01
+
+
+@pytest.mark.parametrize("dtype", [*TYPES, torch.float64])
+def test_numbers_are_rounded_part_by_part_as_the_formula_says(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(int8, "AT_A_TIME", 100)
+    rows = random(3, 11, 40, dtype=dtype) * 4 + 1
+    low, high = (getattr(rows.float(), f)(-1, keepdim=True) for f in ("amin", "amax"))
+    scale = (high - low) / 255
+    expected = (rows.float() * (1 / scale) - low * (1 / scale)).round() * scale + low
+    torch.testing.assert_close(rounded_rows(rows), expected.to(dtype))
+    assert rounded_rows(rows[:, :0]).shape == (3, 0, 40)
+
+    picture = random(2, 6, 9, 7, seed=1, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    picture[1] = picture[1].abs() + 3
+    wide = picture.float().flatten(1)
+    low, high = wide.amin(1).clamp(max=0), wide.amax(1).clamp(min=0)
+    scale = ((high - low) / 255)[:, None, None, None]
+    found = rounded_pictures(picture)
+    assert found.dtype == dtype and found.is_contiguous(memory_format=torch.channels_last)
+    close = 0.51 * scale + 2**-8 * picture.float().abs() * (dtype == torch.bfloat16)
+    assert ((found.float() - picture.float()).abs() <= close).all()
+    steps = found.float() / scale
+    if dtype != torch.bfloat16:
+        assert (steps - steps.round()).abs().max() < 1e-3
+
+
+def test_without_kernels_no_wide_copy_of_a_map_or_a_weight_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(int8, "AT_A_TIME", 2**13)
+    x = random(1, 16, 96, 256, dtype=torch.bfloat16)
+    for function in (rounded_rows, rounded_pictures):
+        assert peak(lambda f=function: f(x)) < 2.3 * x.nbytes  # with `x`
+    weight = random(1280, 32, 3, 3)
+    for kind in (Int8Tensor, WinogradTensor):
+        made = kind.quantise(weight, torch.bfloat16)
+        assert peak(made.plain) < made.plain().nbytes + 3 * made.integers().nbytes
 
 
 def test_a_weight_of_zeros_stays_one() -> None:
@@ -249,8 +291,10 @@ def test_without_kernels_the_result_is_the_same_but_for_rounding(
 ) -> None:
     linear, x = nn.Linear(40, 24), random(2, 5, 40)
     convolution, picture = nn.Conv2d(12, 24, 3, padding=1), random(2, 12, 7, 7)
-    cases: list[tuple[nn.Module, Tensor, type[Int8Tensor] | type[WinogradTensor]]] = [
+    single = nn.Conv2d(12, 24, 1)
+    cases: list[tuple[Any, Tensor, type[Int8Tensor] | type[WinogradTensor]]] = [
         (linear, x, Int8Tensor),
+        (single, picture, Int8Tensor),
         (convolution, picture, Int8Tensor),
         (convolution, picture, WinogradTensor),
     ]

@@ -16,10 +16,12 @@ from torch import Tensor
 
 from sfumato.errors import CheckpointError
 from sfumato.quantization import kernels
-from sfumato.quantization.tensor import QuantizedTensor
+from sfumato.quantization.tensor import QuantizedTensor, plain_conv2d, plain_linear
 
 #: Outputs whose weights lie together, and inputs that are multiplied by one instruction's lane.
 PANEL, WORD, LANES = 64, 4, 16
+#: Numbers that are widened at a time, where there are no kernels.
+AT_A_TIME = 2**20
 #: Pixels of a map from which 3x3 convolutions gain by transforming their weights in each call.
 LEAST_PIXELS = 64
 
@@ -107,13 +109,18 @@ class Int8Tensor(QuantizedTensor):
         return unpack(self.packed, len(self), self.shape[1:].numel())
 
     def plain(self, dtype: torch.dtype | None = None) -> Tensor:
-        rows = (self.integers() * self.scales[:, None]).to(dtype or self.dtype)
-        return from_kernel_order(rows, tuple(self.shape))
+        integers, scales = self.integers(), self.scales[:, None]
+        plain = torch.empty(self.shape, dtype=dtype or self.dtype, device=integers.device)
+        for start in range(0, len(self), PANEL):
+            rows = integers[start : start + PANEL] * scales[start : start + PANEL]
+            part = plain[start : start + PANEL]
+            part.copy_(from_kernel_order(rows, tuple(part.shape)))
+        return plain
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         if kernels.can_compute(x):
             return kernels.linear(x, self.packed, self.scales, self.offsets, bias)
-        return F.linear(rounded_rows(x), self.plain(x.dtype), bias)
+        return plain_linear(rounded_rows(x), self.plain(x.dtype).flatten(1), bias)
 
     def convolve(
         self, x: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
@@ -128,7 +135,7 @@ class Int8Tensor(QuantizedTensor):
             if step == 1 and self.shape[2:] == (3, 3) and self._transform_pays(x):
                 return kernels.winograd(x, *packed, bias, self.shape[0], edge, direct=True)
             return kernels.convolve(x, *packed, bias, tuple(self.shape), step, edge)
-        return F.conv2d(rounded_pictures(x), self.plain(x.dtype), bias, step, edge)
+        return plain_conv2d(rounded_pictures(x), self.plain(x.dtype), bias, step, edge)
 
     def _transform_pays(self, x: Tensor) -> bool:
         """Whether to transform the weight for Winograd's method in each call.
@@ -198,19 +205,28 @@ def unpack(packed: Tensor, outputs: int, inputs: int) -> Tensor:
 
 def rounded_rows(x: Tensor) -> Tensor:
     """``x`` with each row's numbers at one of 256 values."""
-    wide = x.float()
-    low, high = wide.aminmax(dim=-1, keepdim=True)
-    scale = (high - low) / 255
-    inverse = torch.where(scale > 0, 1 / scale, 0)
-    return ((wide * inverse - low * inverse).round() * scale + low).to(x.dtype)
+    rows = x.reshape(-1, x.shape[-1])
+    rounded = torch.empty_like(rows)
+    step = max(1, AT_A_TIME // x.shape[-1])
+    for part, result in zip(rows.split(step), rounded.split(step), strict=True):
+        wide = part.float()
+        low, high = wide.aminmax(dim=-1, keepdim=True)
+        scale = (high - low) / 255
+        inverse = torch.where(scale > 0, 1 / scale, 0)
+        result.copy_((wide * inverse - low * inverse).round() * scale + low)
+    return rounded.view(x.shape)
 
 
 def rounded_pictures(x: Tensor) -> Tensor:
     """``x`` with each picture's numbers at one of 256 values, of which one is zero."""
-    wide = x.float()
-    low = wide.amin(dim=(1, 2, 3), keepdim=True).clamp(max=0)
-    high = wide.amax(dim=(1, 2, 3), keepdim=True).clamp(min=0)
+    low = x.amin(dim=(1, 2, 3), keepdim=True).float().clamp(max=0)
+    high = x.amax(dim=(1, 2, 3), keepdim=True).float().clamp(min=0)
     scale = (high - low) / 255
     inverse = torch.where(scale > 0, 1 / scale, 0)
     zero = (-low * inverse).round()
-    return (((wide * inverse + zero).round().clamp(0, 255) - zero) * scale).to(x.dtype)
+    rounded = torch.empty_like(x)
+    step = max(1, AT_A_TIME // (x[:, :, 0].numel() or 1))
+    for part, result in zip(x.split(step, dim=2), rounded.split(step, dim=2), strict=True):
+        integers = (part.float() * inverse + zero).round().clamp(0, 255)
+        result.copy_((integers - zero) * scale)
+    return rounded

@@ -100,10 +100,14 @@ class WinogradTensor(QuantizedTensor):
         return unpack(self.packed, self.shape[0], self.shape[1])
 
     def plain(self, dtype: torch.dtype | None = None) -> Tensor:
-        rows = (self.integers() * self.scales.T[..., None]).unflatten(1, (SIZE, SIZE))
-        back = _BACK.to(rows.device)
-        taps = torch.einsum("ia,jb,oabc->ocij", back, back, rows)
-        return taps.to(dtype or self.dtype).contiguous()
+        integers, scales = self.integers(), self.scales.T[..., None]
+        plain = torch.empty(self.shape, dtype=dtype or self.dtype, device=integers.device)
+        back = _BACK.to(integers.device)
+        for start in range(0, len(self), PANEL):
+            rows = integers[start : start + PANEL] * scales[start : start + PANEL]
+            taps = torch.einsum("ia,jb,oabc->ocij", back, back, rows.unflatten(1, (SIZE, SIZE)))
+            plain[start : start + PANEL] = taps
+        return plain
 
     def convolve(
         self, x: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
@@ -111,7 +115,7 @@ class WinogradTensor(QuantizedTensor):
         edge = pair_of_numbers(padding)
         usual = one_number(stride) == one_number(dilation) == groups == 1
         if not usual or edge is None or not kernels.can_compute(x) or min(x.shape[2:]) < 3:
-            return F.conv2d(x, self.plain(x.dtype), bias, stride, padding, dilation, groups)
+            return super().convolve(x, bias, stride, padding, dilation, groups)
         packed = self.packed, self.scales, self.offsets
         return kernels.winograd(x, *packed, bias, self.shape[0], edge)
 
