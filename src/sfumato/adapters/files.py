@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
-from sfumato.checkpoints.arguments import reject_unknown, without_hub_keywords
 from sfumato.checkpoints.files import is_regular, shown
 from sfumato.checkpoints.find_file import Wanted, find_file
 from sfumato.checkpoints.header import read_header
 from sfumato.checkpoints.hub_names import take_hub_options
 from sfumato.checkpoints.jsonfile import parse_json, read_json
+from sfumato.checkpoints.keywords import reject_unknown, without_hub_keywords
 from sfumato.checkpoints.pickles import read_pickle
 from sfumato.checkpoints.tensors import read_safetensors
 from sfumato.errors import AdapterError, ConfigError

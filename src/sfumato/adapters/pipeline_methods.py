@@ -15,7 +15,7 @@ from sfumato.adapters import network as functions
 from sfumato.adapters.network_methods import weights_of
 from sfumato.adapters.state import adapters_of, state_of
 from sfumato.adapters.strengths import Strength
-from sfumato.checkpoints.arguments import reject_unknown
+from sfumato.checkpoints.keywords import reject_unknown
 from sfumato.errors import InputError
 
 logger = logging.getLogger(__name__)

@@ -39,6 +39,7 @@ NUMPY_DTYPES = {
     "F32": np.dtype("<f4"),
     "F64": np.dtype("<f8"),
 }
+FLOATING = ("F16", "BF16", "F32", "F64")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,17 @@ class StoredTensor:
                 hint="Training or conversion went wrong.",
             )
         return numbers
+
+    def require_numbers(self, *, finite: bool) -> None:
+        """Raise `CheckpointError` unless these are floating-point numbers, and ``finite`` ones."""
+        if self.dtype not in FLOATING:
+            raise CheckpointError(
+                f"{shown(self.path)}: tensor {self.name!r} has the unsupported dtype {self.dtype},"
+                " where floating-point numbers are needed.",
+                hint="Quantised files cannot be loaded; get one in 16-bit or 32-bit.",
+            )
+        if finite:
+            self.float32()
 
 
 def read_arrays(path: str | os.PathLike[str]) -> dict[str, StoredTensor]:

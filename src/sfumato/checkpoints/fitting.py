@@ -6,7 +6,6 @@ that were read (or mapped) as they are.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -14,17 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from sfumato.checkpoints.recognise import what_weights_look_like
-from sfumato.errors import CheckpointError, WeightsMismatchError, printable
+from sfumato.checkpoints.comparison import Shape, compare
+from sfumato.errors import CheckpointError
 from sfumato.models.legacy import rename_legacy_keys
 
-logger = logging.getLogger(__name__)
-
-Shape = tuple[int, ...]
 ModelT = TypeVar("ModelT", bound=nn.Module)
-
-#: How many names an error message lists.
-_SHOWN = 5
 
 
 class _WithoutMemory(TorchFunctionMode):
@@ -55,45 +48,13 @@ def build_without_memory(model_class: Callable[[Any], ModelT], config: Any) -> M
 
 
 def check_fit(model: nn.Module, shapes: Mapping[str, Shape], where: str) -> None:
-    """Compare a file's names and shapes with the network's.
-
-    Names that the network does not have are logged as a warning; ``position_ids``, which old text
-    encoders saved, are passed over.
+    """Compare a file's names and shapes with the network's; see `comparison.compare`.
 
     Raises:
         WeightsMismatchError: names are missing or shapes differ.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = rename_legacy_keys(shapes)
-    shared = [set(group) for group in tied_names(model)]
-    missing = [
-        name
-        for name in expected
-        if name not in found and not any(name in g and g & set(found) for g in shared)
-    ]
-    wrong = [name for name in expected if name in found and found[name] != expected[name]]
-    if missing or wrong:
-        parts = []
-        if wrong:
-            listed = [f"{n} is {list(found[n])}, not {list(expected[n])}" for n in wrong[:_SHOWN]]
-            parts.append(f"{len(wrong)} tensors of another shape ({_joined(listed, wrong)})")
-        if missing:
-            parts.append(f"{len(missing)} tensors missing ({_joined(missing[:_SHOWN], missing)})")
-        guess = what_weights_look_like(shapes)
-        raise WeightsMismatchError(
-            f"{where} does not fit {type(model).__name__} as its config.json describes it: "
-            f"{', and '.join(parts)}.",
-            hint=f"The file looks like {guess}." if guess else None,
-        )
-    unexpected = [n for n in found if n not in expected and not n.endswith("position_ids")]
-    if unexpected:
-        logger.warning(
-            "%s holds %d tensors that %s does not have; they are ignored: %s.",
-            where,
-            len(unexpected),
-            type(model).__name__,
-            _joined(unexpected[:_SHOWN], unexpected),
-        )
+    compare(expected, shapes, where, type(model).__name__, tied_names(model))
 
 
 def assign(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
@@ -132,9 +93,3 @@ def tied_names(model: nn.Module) -> list[list[str]]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         groups.setdefault(id(parameter), []).append(name)
     return [names for names in groups.values() if len(names) > 1]
-
-
-def _joined(some: list[str], all_of_them: list[str]) -> str:
-    text = "; ".join(printable(name, 160) for name in some)
-    more = len(all_of_them) - len(some)
-    return f"{text}; and {more} more" if more else text

@@ -16,13 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from sfumato.checkpoints.arguments import (
-    chosen_dtype,
-    floating_dtype,
-    reject_unknown,
-    shard_bytes,
-    without_hub_keywords,
-)
+from sfumato.checkpoints.arguments import chosen_dtype, floating_dtype, shard_bytes
 from sfumato.checkpoints.atomic import atomic_directory
 from sfumato.checkpoints.files import checked_path, shown
 from sfumato.checkpoints.fitting import assign, build_without_memory, check_fit
@@ -31,8 +25,9 @@ from sfumato.checkpoints.hub import local_copy
 from sfumato.checkpoints.hub_files import network_files
 from sfumato.checkpoints.hub_names import take_hub_options
 from sfumato.checkpoints.jsonfile import write_json
+from sfumato.checkpoints.keywords import reject_unknown, without_hub_keywords
 from sfumato.checkpoints.pickles import read_pickle
-from sfumato.checkpoints.places import model_root, read_config, subfolder_of
+from sfumato.checkpoints.places import check_class, model_root, read_config, subfolder_of
 from sfumato.checkpoints.tensors import cast, read_safetensors, ready_to_write, save_safetensors
 from sfumato.checkpoints.weight_files import (
     WeightFiles,
@@ -44,7 +39,7 @@ from sfumato.checkpoints.weight_files import (
     index_name,
     obsolete_weights,
 )
-from sfumato.errors import ConfigError, InputError
+from sfumato.errors import InputError
 from sfumato.quantization.storage import (
     agreed,
     config_to_write,
@@ -125,7 +120,8 @@ def load_model(
     root = model_root(path) if root is None else root
     folder = subfolder_of(root, path, subfolder)
     values = read_config(folder, "config.json", root)
-    check_class(values, model_class, folder / "config.json")
+    names = [base.__name__ for base in model_class.__mro__]
+    check_class(values, names, model_class.__name__, folder / "config.json")
     stored = take_config(values, shown(folder / "config.json"))
     kind = agreed(quantization, stored, shown(folder))
     config = model_class.config_class.from_dict({**values, **overrides})  # type: ignore[attr-defined]
@@ -215,19 +211,6 @@ def save_model(
             write_json(temporary / index, _index_of(written))
         written_config = {**_config_to_write(model), **config_to_write(model)}
         write_json(temporary / "config.json", written_config)
-
-
-def check_class(values: Mapping[str, Any], wanted: type, path: Path) -> None:
-    """Raise `ConfigError` when a configuration says that it is of another class."""
-    name = values.get("_class_name")
-    if name is None:
-        return
-    names = {base.__name__ for base in wanted.__mro__}
-    if not isinstance(name, str) or name.removeprefix("Flax") not in names:
-        raise ConfigError(
-            f"{shown(path)} describes a {str(name)[:80]!r}, not a {wanted.__name__}.",
-            hint="Choose another folder, or load it with its own class.",
-        )
 
 
 def _overrides(model_class: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:

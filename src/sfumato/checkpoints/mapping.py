@@ -20,6 +20,10 @@ if TYPE_CHECKING:  # imported by who wants tensors rather than bytes
 #: Files below this size are read rather than mapped: reading costs little, and a file that is
 #: truncated by someone else while a mapping of it is in use would end the process.
 MAP_FROM_BYTES = 64 * 2**20
+#: Mapped files up to this size are checked for NaN and infinity unless the caller decides; so is
+#: everything that is read. A check of 2 GiB in the system's cache takes a tenth of a second, but it
+#: makes the disk deliver the whole file.
+CHECK_MAPPED_BELOW = 2 * 2**30
 
 
 class MappedFile:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from sfumato.checkpoints.files import checked_path, require_inside, shown
 from sfumato.checkpoints.jsonfile import read_json
-from sfumato.errors import ModelNotFoundError
+from sfumato.errors import ConfigError, ModelNotFoundError
 
 
 def model_root(path: str | PathLike[str]) -> Path:
@@ -48,3 +49,22 @@ def read_config(folder: Path, name: str, root: Path) -> dict[str, Any]:
     if not path.is_symlink() and not path.exists():
         raise ModelNotFoundError(f"The folder {shown(folder)} has no file named `{name}`.")
     return read_json(require_inside(path, root))
+
+
+def check_class(values: Mapping[str, Any], names: Container[str], wanted: str, path: Path) -> None:
+    """Raise `ConfigError` when a configuration says that it is of another class.
+
+    Args:
+        values: the configuration.
+        names: that it may give its class, after ``Flax`` or without.
+        wanted: the class that is to be loaded, for messages.
+        path: of the configuration.
+    """
+    name = values.get("_class_name")
+    if name is None:
+        return
+    if not isinstance(name, str) or name.removeprefix("Flax") not in names:
+        raise ConfigError(
+            f"{shown(path)} describes a {str(name)[:80]!r}, not a {wanted}.",
+            hint="Choose another folder, or load it with its own class.",
+        )

@@ -19,13 +19,8 @@ from safetensors.torch import save_file
 from sfumato.checkpoints.atomic import atomic_path
 from sfumato.checkpoints.files import open_regular, shown
 from sfumato.checkpoints.header import Header, TensorEntry, parse_header
-from sfumato.checkpoints.mapping import MAP_FROM_BYTES, MappedFile
+from sfumato.checkpoints.mapping import CHECK_MAPPED_BELOW, MAP_FROM_BYTES, MappedFile
 from sfumato.errors import CheckpointError, InputError
-
-#: Mapped files up to this size are checked for NaN and infinity unless the caller decides; so is
-#: everything that is read. A check of 2 GiB in the system's cache takes a tenth of a second, but it
-#: makes the disk deliver the whole file.
-CHECK_MAPPED_BELOW = 2 * 2**30
 
 #: How much of a tensor is converted at a time; a multiple of every dtype's size.
 _PIECE_BYTES = 2**22

@@ -186,6 +186,29 @@ def has_variant(has: Callable[[str], bool], bases: Mapping[bool, str], variant: 
     return any(has(name) for safe in (True, False) for name in _names(bases[safe], safe, variant))
 
 
+def require_variant(
+    has: Callable[[str], bool], networks: Mapping[str, Mapping[bool, str]], variant: str | None
+) -> None:
+    """Raise `InputError` when no network of a model has files of the variant.
+
+    Args:
+        has: knows the paths of the model.
+        networks: their names to the `base_names` of their classes.
+        variant: such as ``"fp16"``; None is always there.
+    """
+    check_variant(variant)
+    if variant is None or not networks:
+        return
+    for name, bases in networks.items():
+        if has_variant(lambda file, name=name: has(f"{name}/{file}"), bases, variant):
+            return
+    raise InputError(
+        f"You are trying to load the model files of the `variant={variant}`, but no such"
+        " modeling files are available.",
+        hint="Leave out `variant` to load the plain files.",
+    )
+
+
 def file_names(base: str, safe: bool, variant: str | None, count: int) -> list[str]:
     """The names to save ``count`` shards under, as diffusers chooses them."""
     ending = _ENDINGS[safe]

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from sfumato.checkpoints.arguments import reject_unknown
+from sfumato.checkpoints.keywords import reject_unknown
 from sfumato.errors import InputError
 from sfumato.pipelines import placement, storage, xformers
 from sfumato.pipelines.call import Calls, CallState

@@ -17,8 +17,8 @@ from sfumato.adapters.files import AdapterFile
 from sfumato.adapters.loading import load
 from sfumato.adapters.state import layers_of, state_of
 from sfumato.adapters.strengths import check_number, resolve
-from sfumato.checkpoints.arguments import reject_unknown, without_hub_keywords
 from sfumato.checkpoints.hub_names import HubOptions, take_hub_options
+from sfumato.checkpoints.keywords import reject_unknown, without_hub_keywords
 from sfumato.errors import InputError, ModelNotFoundError
 from sfumato.models import ip_adapter
 from sfumato.pipelines.ip_adapter_build import IPAdapter, build_adapter, make_processors

@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 
 import torch
 
-from sfumato.checkpoints.arguments import chosen_dtype, reject_unknown, without_hub_keywords
+from sfumato.checkpoints.arguments import chosen_dtype
 from sfumato.checkpoints.hub import local_file
 from sfumato.checkpoints.hub_names import HubOptions, take_hub_options
+from sfumato.checkpoints.keywords import reject_unknown, without_hub_keywords
 from sfumato.checkpoints.original.companions import (
     make_low_res_scheduler,
     make_scheduler,

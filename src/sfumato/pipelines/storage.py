@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from sfumato.checkpoints.arguments import without_hub_keywords
 from sfumato.checkpoints.classes import class_entry, find_class
 from sfumato.checkpoints.components import (
     files_of_component,
@@ -26,13 +25,14 @@ from sfumato.checkpoints.files import is_regular, shown
 from sfumato.checkpoints.folders import DIFFUSERS_VERSION, read_config
 from sfumato.checkpoints.hub import HubModel, open_model
 from sfumato.checkpoints.hub_names import hub_name, take_hub_options
+from sfumato.checkpoints.keywords import without_hub_keywords
 from sfumato.checkpoints.model_index import (
     DEFAULTS_NAME,
     INDEX_NAME,
     ModelIndex,
     read_model_index,
 )
-from sfumato.checkpoints.weight_files import base_names, check_variant, has_variant
+from sfumato.checkpoints.weight_files import base_names, require_variant
 from sfumato.errors import ConfigError, InputError, ModelNotFoundError, did_you_mean
 from sfumato.pipelines import placement, repairs
 from sfumato.quantization.names import kind_for
@@ -262,18 +262,8 @@ def _check_variant(
     has: Callable[[str], bool], classes: Mapping[str, type[Any]], variant: str | None
 ) -> None:
     """Raise when no network of the model has files of the variant; ``has`` knows its paths."""
-    check_variant(variant)
-    networks = {name: c for name, c in classes.items() if issubclass(c, nn.Module)}
-    if variant is None or not networks:
-        return
-    for name, network in networks.items():
-        if has_variant(lambda file, name=name: has(f"{name}/{file}"), base_names(network), variant):
-            return
-    raise InputError(
-        f"You are trying to load the model files of the `variant={variant}`, but no such"
-        " modeling files are available.",
-        hint="Leave out `variant` to load the plain files.",
-    )
+    networks = {name: base_names(c) for name, c in classes.items() if issubclass(c, nn.Module)}
+    require_variant(has, networks, variant)
 
 
 def _load(index: ModelIndex, name: str, options: _Options, pipeline_class: Any) -> Any:

@@ -15,13 +15,13 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from PIL import Image
 
-from sfumato.checkpoints.arguments import reject_unknown, without_hub_keywords
 from sfumato.checkpoints.atomic import atomic_directory
 from sfumato.checkpoints.files import checked_path
 from sfumato.checkpoints.hub import local_copy
 from sfumato.checkpoints.hub_files import joined
 from sfumato.checkpoints.hub_names import take_hub_options
 from sfumato.checkpoints.jsonfile import read_json, write_json
+from sfumato.checkpoints.keywords import reject_unknown, without_hub_keywords
 from sfumato.config import Config, check_choice, check_int
 from sfumato.errors import ConfigError, ImageError, InputError
 from sfumato.models.checks import check_flags, check_number, label

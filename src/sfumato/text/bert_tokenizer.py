@@ -15,13 +15,13 @@ from typing import Any, Self
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import WordPiece
 
-from sfumato.checkpoints.arguments import reject_unknown
 from sfumato.checkpoints.atomic import atomic_directory
 from sfumato.checkpoints.files import checked_path, is_regular, shown
 from sfumato.checkpoints.hub import local_copy
 from sfumato.checkpoints.hub_files import tokenizer_files
 from sfumato.checkpoints.hub_names import take_hub_options
 from sfumato.checkpoints.jsonfile import write_json
+from sfumato.checkpoints.keywords import reject_unknown
 from sfumato.errors import ModelNotFoundError, TokenizerError
 from sfumato.text.text_to_ids import TextToIds
 from sfumato.text.token_table import check_side

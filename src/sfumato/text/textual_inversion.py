@@ -19,8 +19,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from sfumato.checkpoints.arguments import reject_unknown, without_hub_keywords
 from sfumato.checkpoints.hub_names import take_hub_options
+from sfumato.checkpoints.keywords import reject_unknown, without_hub_keywords
 from sfumato.config import Config
 from sfumato.errors import InputError, TokenizerError
 from sfumato.text import token_removal

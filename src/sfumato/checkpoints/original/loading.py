@@ -20,16 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfumato.checkpoints.arguments import (
-    chosen_dtype,
-    floating_dtype,
-    reject_unknown,
-    without_hub_keywords,
-)
+from sfumato.checkpoints.arguments import chosen_dtype, floating_dtype
 from sfumato.checkpoints.classes import CLASSES
 from sfumato.checkpoints.fitting import assign, build_without_memory, check_fit
 from sfumato.checkpoints.hub import local_file
 from sfumato.checkpoints.hub_names import take_hub_options
+from sfumato.checkpoints.keywords import reject_unknown, without_hub_keywords
 from sfumato.checkpoints.original import keys, latent, notes, sizes
 from sfumato.checkpoints.original.conditions import SEMANTIC, condition_config, condition_keys
 from sfumato.checkpoints.original.detection import detect_family
