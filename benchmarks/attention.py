@@ -100,13 +100,12 @@ def peak(dtype: torch.dtype) -> float | None:
     found = library()
     if found is None or not can_compute(str(dtype).removeprefix("torch.")):
         return None
-    bfloat16, loops = dtype is torch.bfloat16, 2_000_000
-    best = float("inf")
+    best = 0.0
     for _ in range(3):
         start = time.perf_counter()
-        found.sfumato_ceiling(int(bfloat16), loops)
-        best = min(best, time.perf_counter() - start)
-    return 16 * loops * (64 if bfloat16 else 32) / best * torch.get_num_threads()
+        operations = found.sfumato_ceiling(dtype is torch.bfloat16, 2_000_000)
+        best = max(best, operations / (time.perf_counter() - start))
+    return best * torch.get_num_threads()
 
 
 def row(shape: Shape, times: dict[str, float], ceiling: float | None) -> str:

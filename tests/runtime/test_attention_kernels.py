@@ -13,25 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sfumato.native.attention import Strided, attend
-from sfumato.native.library import can_compute
 from sfumato.runtime import attention, kernels
 from sfumato.runtime import blocked_attention as blocks
 from sfumato.runtime.attention import fast_attention
 from sfumato.runtime.blocked_attention import blocked_attention
 from sfumato.runtime.machine import Machine
+from tests.runtime.variants import TYPES, each_bfloat16, each_float32
 
-TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 #: Errors relative to the largest result. float32: of one rounding times the length of the sums;
 #: bfloat16: of rounding weights and results once each, as torch's own kernel does.
 BOUNDS = {"float32": 2e-6, "bfloat16": 2**-7}
-
-needs = {
-    name: pytest.mark.skipif(not can_compute(name), reason=f"no compiled kernel for {name} here")
-    for name in TYPES
-}
-each_type = pytest.mark.parametrize(
-    "kind", [pytest.param(name, marks=needs[name]) for name in TYPES]
-)
 
 
 @pytest.fixture
@@ -91,7 +82,6 @@ def some_mask(
     )
 
 
-@each_type
 @pytest.mark.parametrize("seed", range(40))
 def test_random_shapes_masks_and_strides_give_what_the_formula_says(
     kind: str, seed: int, threads: Callable[[int], None]
@@ -117,7 +107,6 @@ def test_random_shapes_masks_and_strides_give_what_the_formula_says(
     close(found, formula(q, k, v, mask, causal, scale), kind)
 
 
-@each_type
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 15, 16, 31, 33, 40, 47, 64, 80, 129, 160, 255, 512])
 def test_every_size_of_head_is_exact(kind: str, size: int) -> None:
     torch.manual_seed(size)
@@ -125,10 +114,10 @@ def test_every_size_of_head_is_exact(kind: str, size: int) -> None:
     close(fast_attention(q, k, v), formula(q, k, v), kind)
 
 
-@needs["bfloat16"]
-def test_bfloat16_is_no_less_exact_than_torchs() -> None:
+@each_bfloat16
+def test_bfloat16_is_no_less_exact_than_torchs(kind: str) -> None:
     torch.manual_seed(0)
-    q, k, v = (heads(2, tokens, 4, 40, "bfloat16", 2.0) for tokens in (256, 300, 300))
+    q, k, v = (heads(2, tokens, 4, 40, kind, 2.0) for tokens in (256, 300, 300))
     wanted = formula(q, k, v)
     mine = fast_attention(q, k, v)
     assert mine is not None
@@ -136,7 +125,6 @@ def test_bfloat16_is_no_less_exact_than_torchs() -> None:
     assert (mine - wanted).norm() <= 1.1 * (theirs - wanted).norm()
 
 
-@each_type
 def test_large_scores_neither_overflow_nor_lose_the_largest(kind: str) -> None:
     torch.manual_seed(1)
     # Scores grow along the keys, by far more than an exponential can hold.
@@ -149,14 +137,12 @@ def test_large_scores_neither_overflow_nor_lose_the_largest(kind: str) -> None:
     close(fast_attention(q, k, v, rows), formula(q, k, v, rows.clamp(min=-1e30)), kind)
 
 
-@each_type
 def test_a_bias_at_the_lower_end_of_float32_leaves_all_keys_alike(kind: str) -> None:
     q, k, v = (heads(1, tokens, 2, 8, kind) for tokens in (20, 9, 9))
     bias = torch.full((20, 9), torch.finfo(torch.float32).min)
     close(fast_attention(q, k, v, bias), v.double().mean(2, True).expand(-1, -1, 20, -1), kind)
 
 
-@each_type
 def test_a_query_that_sees_no_key_yields_zeros_as_in_torch(kind: str) -> None:
     torch.manual_seed(2)
     q, k, v = (heads(1, tokens, 2, 8, kind) for tokens in (20, 200, 200))
@@ -170,7 +156,6 @@ def test_a_query_that_sees_no_key_yields_zeros_as_in_torch(kind: str) -> None:
     close(found, formula(q, k, v, mask), kind)
 
 
-@each_type
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_nan_and_infinity_reach_the_queries_that_meet_them_alone(kind: str, bad: float) -> None:
     q, k, v = (heads(1, tokens, 1, 8, kind) for tokens in (40, 300, 300))
@@ -187,7 +172,6 @@ def test_nan_and_infinity_reach_the_queries_that_meet_them_alone(kind: str, bad:
     assert found is not None and not found[..., 2].isfinite().any()
 
 
-@each_type
 def test_the_result_is_laid_out_as_the_output_projection_reads_it(kind: str) -> None:
     q = heads(2, 30, 3, 8, kind)
     found = fast_attention(q, q, q)
@@ -195,7 +179,6 @@ def test_the_result_is_laid_out_as_the_output_projection_reads_it(kind: str) -> 
     assert found.transpose(1, 2).flatten(2).data_ptr() == found.data_ptr()
 
 
-@each_type
 def test_inputs_stay_as_they_are(kind: str) -> None:
     q, k, v = (heads(1, 33, 2, 17, kind) for _ in range(3))
     copies = [t.clone() for t in (q, k, v)]
@@ -267,8 +250,8 @@ def test_without_a_kernel_blocks_are_taken_where_they_pay(
     assert (mixed - wanted).abs().max() <= 2**-6 * wanted.abs().max()
 
 
-@needs["float32"]
-def test_arrays_of_numpy_are_taken_as_well() -> None:
+@each_float32
+def test_arrays_of_numpy_are_taken_as_well(kind: str) -> None:
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((2, n, 3, 20), np.float32) for n in (10, 77, 77))
     out = np.empty_like(q)
@@ -280,4 +263,4 @@ def test_arrays_of_numpy_are_taken_as_well() -> None:
     ]
     attend(places[0], places[1], places[2], places[3], None, scale=0.3)
     found, *given = (torch.from_numpy(a) for a in (views[3], *views[:3]))
-    close(found, formula(given[0], given[1], given[2], scale=0.3), "float32")
+    close(found, formula(given[0], given[1], given[2], scale=0.3), kind)

@@ -11,23 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.models.fused import geglu, group_moments, norm_act, scale_act
-from sfumato.native.library import can_compute
 from sfumato.native.pointwise import Activation, activate
 from sfumato.runtime import kernels, pointwise
+from tests.runtime.variants import TYPES
 
-TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 #: Largest errors: relative to the result or, near zero, to one.
 BOUNDS = {"float32": 3e-6, "bfloat16": 2**-7}
 #: Relative errors of an activation: of some roundings in float32, of one in bfloat16.
 RELATIVE = {"float32": 2e-6, "bfloat16": 2**-8 + 2e-4}
-
-each_type = pytest.mark.parametrize(
-    "kind",
-    [
-        pytest.param(n, marks=pytest.mark.skipif(not can_compute(n), reason="no kernel here"))
-        for n in TYPES
-    ],
-)
 
 
 def close(found: Tensor | None, wanted: Tensor, kind: str) -> None:
@@ -46,7 +37,6 @@ def weights(pick: random.Random, channels: int, kind: str) -> tuple[Tensor | Non
     return made[0], made[1]
 
 
-@each_type
 @pytest.mark.parametrize("seed", range(20))
 def test_group_norm_of_random_pictures_gives_what_the_formula_says(kind: str, seed: int) -> None:
     torch.manual_seed(seed)
@@ -67,7 +57,6 @@ def test_group_norm_of_random_pictures_gives_what_the_formula_says(kind: str, se
     assert found is not None and found.stride() == x.stride()
 
 
-@each_type
 def test_group_norm_keeps_its_digits_far_from_zero(kind: str) -> None:
     torch.manual_seed(0)
     x = (torch.randn(1, 8, 64, 64) + 1000).to(TYPES[kind])
@@ -78,7 +67,6 @@ def test_group_norm_keeps_its_digits_far_from_zero(kind: str) -> None:
     assert (found - wanted).abs().max() <= (1e-3 if kind == "float32" else 0.05)
 
 
-@each_type
 @pytest.mark.parametrize("seed", range(12))
 def test_moments_and_a_scale_make_a_group_norm_of_parts(kind: str, seed: int) -> None:
     torch.manual_seed(seed)
@@ -104,7 +92,6 @@ def test_moments_and_a_scale_make_a_group_norm_of_parts(kind: str, seed: int) ->
             close(scale_act(x, factors, nn.Identity()), wanted, kind)
 
 
-@each_type
 def test_moments_keep_their_digits_far_from_zero(kind: str) -> None:
     torch.manual_seed(0)
     x = (torch.randn(1, 8, 64, 64) + 1000).to(TYPES[kind])
@@ -119,7 +106,6 @@ def test_moments_keep_their_digits_far_from_zero(kind: str) -> None:
     assert found is not None and (found == torch.tensor([1000.0, 0.0]).to(found)).all()
 
 
-@each_type
 @pytest.mark.parametrize("channels", [1, 7, 16, 100, 320])
 def test_layer_norm_gives_what_the_formula_says(kind: str, channels: int) -> None:
     torch.manual_seed(channels)
@@ -129,7 +115,6 @@ def test_layer_norm_gives_what_the_formula_says(kind: str, channels: int) -> Non
     close(pointwise.layer_norm(x, (channels,), weight, bias), wanted, kind)
 
 
-@each_type
 @pytest.mark.parametrize("channels", [1, 5, 16, 90])
 def test_a_gelu_gate_gives_what_the_formula_says(kind: str, channels: int) -> None:
     torch.manual_seed(channels)
@@ -146,7 +131,6 @@ FORMULAS: dict[Activation, Callable[[Tensor], Tensor]] = {
 }
 
 
-@each_type
 @pytest.mark.parametrize("name", FORMULAS)
 def test_activations_are_exact_over_their_range(kind: str, name: Activation) -> None:
     x = torch.linspace(-12, 12, 10_001).to(TYPES[kind])
@@ -159,7 +143,6 @@ def test_activations_are_exact_over_their_range(kind: str, name: Activation) -> 
     assert ((found / wanted - 1).abs() <= bound).all()
 
 
-@each_type
 def test_activations_of_numbers_that_are_none_are_none(kind: str) -> None:
     for name in FORMULAS:
         x = torch.tensor([float("nan"), 0.0, 1e30, -1e30, float("inf")]).to(TYPES[kind])
@@ -168,7 +151,6 @@ def test_activations_of_numbers_that_are_none_are_none(kind: str) -> None:
         assert x[4] == float("inf")
 
 
-@each_type
 def test_networks_compute_alike_with_and_without_the_kernels(kind: str) -> None:
     torch.manual_seed(1)
     norm = nn.GroupNorm(4, 24).to(TYPES[kind])
@@ -185,7 +167,6 @@ def test_networks_compute_alike_with_and_without_the_kernels(kind: str) -> None:
             close(found, step().double(), kind)
 
 
-@each_type
 def test_modules_with_hooks_of_their_own_are_called(kind: str) -> None:
     norm, calls = nn.GroupNorm(2, 4).to(TYPES[kind]), []
     norm.register_forward_pre_hook(lambda module, inputs: calls.append(module))

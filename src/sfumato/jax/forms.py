@@ -21,6 +21,7 @@ from jax import Array, lax
 from sfumato.jax import kernels
 from sfumato.jax.attention import attention as plain_attention
 from sfumato.native.layers import LARGE_TILE_WEIGHTS
+from sfumato.native.library import multiplied_as
 
 _AXES = ("NHWC", "OIHW", "NHWC")
 #: Below these a kernel's call costs more than it saves: multiplications, channels, rows.
@@ -100,7 +101,7 @@ def _tile(pixels: int, channels: int, columns: int, dtype: Any) -> int:
     if pixels < _LEAST_PIXELS:
         return 0
     large = pixels >= _LARGE_TILE_PIXELS and channels * columns <= LARGE_TILE_WEIGHTS
-    return 6 if dtype == jnp.float32 and large else 4
+    return 6 if large and multiplied_as(str(dtype)) == "float32" else 4
 
 
 @jax.jit
@@ -120,7 +121,7 @@ def linear(x: Array, weight: Array, bias: Array | None) -> Array:
     columns, channels = weight.shape[:2]
     rows = x.size // channels
     small = min(channels, columns) < _LEAST_CHANNELS or rows < _LEAST_ROWS
-    if small or rows * channels * columns < _LEAST_WORK or channels % 2:
+    if small or rows * channels * columns < _LEAST_WORK:
         return plain(*arrays)
     if not kernels.usable(*arrays):
         return plain(*arrays)

@@ -3,8 +3,7 @@
  * softmax(scale * q k^T + bias) v for any number of heads and tokens, with scores, weights and sums
  * in float32. Keys are taken in blocks whose weights stay in the first-level cache (the "online
  * softmax" of arXiv:1805.02867, as in arXiv:2205.14135): attention_block.h. Queries, keys and
- * values are laid out for that first: attention_pack.h. Included once per type of element, after
- * `to_words`, which makes words of the weights of neighbouring keys, and `add_words`.
+ * values are laid out for that first: attention_pack.h. Included once per type of element.
  */
 #ifndef SFUMATO_ATTENTION_H
 #define SFUMATO_ATTENTION_H
@@ -21,9 +20,9 @@ enum { BIAS_NONE = 0, BIAS_FLOAT32 = 1, BIAS_BFLOAT16 = 2, BIAS_BOOL = 3 };
 
 /* What to compute. Strides count elements; the channels of a token lie side by side. */
 struct attention {
-    const element *q, *k, *v; /* (batch, heads, queries or keys, size or channels) */
-    element *out;             /* (batch, heads, queries, channels) */
-    const void *bias;         /* broadcasts to (batch, heads, queries, keys) */
+    const stored *q, *k, *v; /* (batch, heads, queries or keys, size or channels) */
+    stored *out;             /* (batch, heads, queries, channels) */
+    const void *bias;        /* broadcasts to (batch, heads, queries, keys) */
     int bias_kind, causal;
     float scale;
     long batch, heads, queries, keys, size, channels;
@@ -31,11 +30,13 @@ struct attention {
     const long *bias_stride;                                 /* of batch, head, query, key */
 };
 
-/* Queries in a block, 16 to a register; rows whose sums are held in registers at a time, even so
- * that pairs of keys stay together. */
-enum { COLUMNS = 4, LANES = 16 * COLUMNS, TILE = 6 };
-/* Keys in a block, and the words that their weights make for each query: 24 KiB for all. */
-enum { BLOCK_WORDS = 96, BLOCK = BLOCK_WORDS * PER_WORD };
+/* Keys whose scores are held in registers at a time, with a vector of queries for each of so many
+ * columns; even so that pairs of keys stay together. */
+enum { TILE = 6, COLUMNS = VECTORS, QUERIES = COLUMNS * LANES };
+/* Such parts of the queries that go through a block of keys and values one after the other. */
+enum { PARTS = 64 / QUERIES };
+/* Keys in a block, and the words that their weights make for each query: 24 KiB for 64 queries. */
+enum { BLOCK_WORDS = 96, BLOCK_KEYS = BLOCK_WORDS * PER_WORD };
 
 /* Weights below this leave room to add up 2^60 of them in float32. */
 #define ROOM 0x1p60f
@@ -43,11 +44,11 @@ enum { BLOCK_WORDS = 96, BLOCK = BLOCK_WORDS * PER_WORD };
 /* One call. Packed keys and values of a head take `keys_step` and `values_step` words. */
 struct job {
     struct attention attention;
-    long words, blocks, query_blocks, keys_step, values_step, scratch_step;
+    long words, blocks, query_tasks, keys_step, values_step, scratch_step;
     uint32_t *keys, *values, *scratch;
 };
 
-/* One block of queries, and the memory of the worker that computes it. */
+/* Up to QUERIES queries, and memory of the worker that computes them. */
 struct part {
     long words, keys, channels;
     float factor;                 /* on scores: the scale, times log2(e) if there is no bias */
@@ -55,7 +56,7 @@ struct part {
     long head, first, last;       /* the head, the first query, the last of all queries */
     uint32_t *queries, *weights;
     float *out, *bias_tile, *maximum, *total;
-    __mmask16 lost[COLUMNS];      /* queries whose result is NaN */
+    mask lost[COLUMNS];           /* queries whose result is NaN */
 };
 
 static inline float bias_at(const struct attention *a, long at) {
@@ -63,9 +64,10 @@ static inline float bias_at(const struct attention *a, long at) {
     case BIAS_FLOAT32: return ((const float *)a->bias)[at];
     case BIAS_BOOL: return ((const uint8_t *)a->bias)[at] ? 0.0f : -INFINITY;
     case BIAS_BFLOAT16: {
-        union { uint32_t bits; float value; } u;
-        u.bits = (uint32_t)((const uint16_t *)a->bias)[at] << 16;
-        return u.value;
+        uint32_t bits = (uint32_t)((const uint16_t *)a->bias)[at] << 16;
+        float value;
+        memcpy(&value, &bits, sizeof value);
+        return value;
     }
     default: return 0.0f;
     }
@@ -78,8 +80,8 @@ static void fill_bias(struct part *part, long key, int valid) {
     long start = part->head / a->heads * stride[0] + part->head % a->heads * stride[1];
     int different = a->causal || stride[2];
     for (int r = 0; r < valid; r++, key++) {
-        float *row = part->bias_tile + r * LANES, x = 0.0f;
-        for (long lane = 0; lane < LANES; lane++) {
+        float *row = part->bias_tile + r * QUERIES, x = 0.0f;
+        for (long lane = 0; lane < QUERIES; lane++) {
             if (lane == 0 || different) {
                 long query = smaller(part->first + lane, part->last);
                 x = bias_at(a, start + query * stride[2] + key * stride[3]);
@@ -90,12 +92,13 @@ static void fill_bias(struct part *part, long key, int valid) {
     }
 }
 
-/* Words of scratch memory for one worker, which `part_of` hands out. */
+/* Words of scratch memory for one part, which `part_of` hands out. */
 static long scratch_words(const struct job *job) {
-    return (job->words + BLOCK_WORDS + job->attention.channels + TILE + 2) * LANES;
+    return (job->words + BLOCK_WORDS + job->attention.channels + TILE + 2) * QUERIES;
 }
 
-static struct part part_of(const struct job *job, long head, long first, int worker) {
+/* `number` is that of the memory to use. */
+static struct part part_of(const struct job *job, long head, long first, long number) {
     const struct attention *a = &job->attention;
     int biased = a->bias_kind != BIAS_NONE || a->causal;
     struct part part = {
@@ -107,15 +110,15 @@ static struct part part_of(const struct job *job, long head, long first, int wor
         .head = head,
         .first = first,
         .last = a->queries - 1,
-        .queries = job->scratch + worker * job->scratch_step,
+        .queries = job->scratch + number * job->scratch_step,
     };
-    part.weights = part.queries + job->words * LANES;
-    part.out = (float *)(part.weights + BLOCK_WORDS * LANES);
-    part.bias_tile = part.out + a->channels * LANES;
-    part.maximum = part.bias_tile + TILE * LANES;
-    part.total = part.maximum + LANES;
-    memset(part.out, 0, (size_t)(a->channels * LANES) * sizeof(float));
-    for (int lane = 0; lane < LANES; lane++) {
+    part.weights = part.queries + job->words * QUERIES;
+    part.out = (float *)(part.weights + BLOCK_WORDS * QUERIES);
+    part.bias_tile = part.out + a->channels * QUERIES;
+    part.maximum = part.bias_tile + TILE * QUERIES;
+    part.total = part.maximum + QUERIES;
+    memset(part.out, 0, (size_t)(a->channels * QUERIES) * sizeof(float));
+    for (int lane = 0; lane < QUERIES; lane++) {
         part.maximum[lane] = -FLT_MAX;
         part.total[lane] = 0.0f;
     }
@@ -131,47 +134,61 @@ static inline long head_at(const struct attention *a, long head, const long *str
 #include "attention_pack.h"
 
 /* One block of keys and values of one head. */
-TARGET static void pack_task(void *context, long task, int worker) {
+TARGET static void pack_keys_task(void *context, long task, int worker) {
     (void)worker;
     const struct job *job = context;
     const struct attention *a = &job->attention;
-    long head = task / job->blocks, block = task % job->blocks, first = block * BLOCK;
-    long keys = smaller(a->keys - first, BLOCK), k_row = a->k_stride[2], v_row = a->v_stride[2];
+    long head = task / job->blocks, block = task % job->blocks, first = block * BLOCK_KEYS;
+    long keys = smaller(a->keys - first, BLOCK_KEYS), k_row = a->k_stride[2], v_row = a->v_stride[2];
     pack_keys(a->k + head_at(a, head, a->k_stride) + first * k_row, k_row, keys, a->size,
               job->keys + head * job->keys_step + first * job->words);
     pack_values(a->v + head_at(a, head, a->v_stride) + first * v_row, v_row, keys, a->channels,
                 job->values + head * job->values_step + block * a->channels * BLOCK_WORDS);
 }
 
-/* One block of queries of one head. */
+/* One block of keys for one part. */
+TARGET static void attend_some(struct part *part, long first, const uint32_t *keys,
+                               const uint32_t *values) {
+    switch ((smaller(part->last + 1 - part->first, QUERIES) + LANES - 1) / LANES) {
+    case 1: attend(1, part, first, keys, values); break;
+#if VECTORS == 4
+    case 2: attend(2, part, first, keys, values); break;
+    case 3: attend(3, part, first, keys, values); break;
+#endif
+    default: attend(COLUMNS, part, first, keys, values);
+    }
+}
+
+/* Some queries of one head. */
 TARGET static void attend_task(void *context, long task, int worker) {
     const struct job *job = context;
     const struct attention *a = &job->attention;
-    long head = task / job->query_blocks, first = task % job->query_blocks * LANES;
-    long tokens = smaller(a->queries - first, LANES);
-    struct part part = part_of(job, head, first, worker);
-    pack_queries(a->q + head_at(a, head, a->q_stride) + first * a->q_stride[2], a->q_stride[2],
-                 tokens, a->size, part.queries);
+    long head = task / job->query_tasks, first = task % job->query_tasks * PARTS * QUERIES;
+    long count = smaller((a->queries - first + QUERIES - 1) / QUERIES, PARTS);
+    struct part parts[PARTS];
+    for (long i = 0; i < count; i++) {
+        long query = first + i * QUERIES;
+        parts[i] = part_of(job, head, query, (long)worker * PARTS + i);
+        pack_queries(a->q + head_at(a, head, a->q_stride) + query * a->q_stride[2], a->q_stride[2],
+                     a->queries - query, a->size, parts[i].queries);
+    }
     const uint32_t *keys = job->keys + head * job->keys_step;
     const uint32_t *values = job->values + head * job->values_step;
-    switch ((tokens + 15) / 16) {
-    case 1: attend(1, &part, keys, values); break;
-    case 2: attend(2, &part, keys, values); break;
-    case 3: attend(3, &part, keys, values); break;
-    default: attend(4, &part, keys, values);
+    for (long key = 0; key < a->keys; key += BLOCK_KEYS) {
+        for (long i = 0; i < count; i++) attend_some(&parts[i], key, keys, values);
+        keys += BLOCK_KEYS * job->words;
+        values += a->channels * BLOCK_WORDS;
     }
-    write_out(&part, a->out + head_at(a, head, a->out_stride) + first * a->out_stride[2],
-              a->out_stride[2], tokens);
+    for (long i = 0; i < count; i++) {
+        long query = first + i * QUERIES;
+        write_out(&parts[i],
+                  a->out + head_at(a, head, a->out_stride) + query * a->out_stride[2],
+                  a->out_stride[2], smaller(a->queries - query, QUERIES));
+    }
 }
 
-/* Attention; at least one of everything. `sizes`: batch, heads, queries, keys, size of a query,
- * channels of a value; then the strides of q, k, v, out (3 each) and bias (4), as in `struct
- * attention`. `causal` hides from each query the keys with a higher number. Returns 0, or -1 when
- * there is no memory. */
-SFUMATO_EXPORT int EXPORTED(sfumato_attention)(const element *q, const element *k, const element *v,
-                                               element *out, const void *bias, int bias_kind,
-                                               int causal, float scale, const long *sizes,
-                                               int threads) {
+static int attention(const void *q, const void *k, const void *v, void *out, const void *bias,
+                     int bias_kind, int causal, float scale, const long *sizes, int threads) {
     const long *strides = sizes + 6;
     struct job job = {.attention = {
         .q = q, .k = k, .v = v, .out = out, .bias = bias,
@@ -184,19 +201,19 @@ SFUMATO_EXPORT int EXPORTED(sfumato_attention)(const element *q, const element *
     const struct attention *a = &job.attention;
     long heads = a->batch * a->heads;
     job.words = (a->size + PER_WORD - 1) / PER_WORD;
-    job.blocks = (a->keys + BLOCK - 1) / BLOCK;
-    job.query_blocks = (a->queries + LANES - 1) / LANES;
+    job.blocks = (a->keys + BLOCK_KEYS - 1) / BLOCK_KEYS;
+    job.query_tasks = (a->queries + PARTS * QUERIES - 1) / (PARTS * QUERIES);
     job.keys_step = round_up(round_up(a->keys, TILE) * job.words, 16);
     job.values_step = job.blocks * a->channels * BLOCK_WORDS;
     job.scratch_step = scratch_words(&job);
-    size_t bytes = sizeof(uint32_t) * (size_t)(threads * job.scratch_step +
-                                               heads * (job.keys_step + job.values_step));
+    long parts = threads * PARTS * job.scratch_step;
+    size_t bytes = sizeof(uint32_t) * (size_t)(parts + heads * (job.keys_step + job.values_step));
     job.scratch = take_scratch(bytes);
     if (!job.scratch) return -1;
-    job.values = job.scratch + threads * job.scratch_step;
+    job.values = job.scratch + parts;
     job.keys = job.values + heads * job.values_step;
-    run_tasks(threads, heads * job.blocks, pack_task, &job);
-    run_tasks(threads, heads * job.query_blocks, attend_task, &job);
+    run_tasks(threads, heads * job.blocks, pack_keys_task, &job);
+    run_tasks(threads, heads * job.query_tasks, attend_task, &job);
     return_scratch(job.scratch);
     return 0;
 }

@@ -1,8 +1,8 @@
 /* What the compiler and the processor offer.
  *
  * Every kernel carries its instruction set as an attribute of its own, so one build runs on any
- * x86-64; callers ask `sfumato_features` first. On other processors, or with a compiler that lacks
- * the attributes, the kernels are left out and the answer is 0.
+ * x86-64; which kernels the processor runs is chosen in dispatch.c. On other processors, or with a
+ * compiler that lacks the attributes, the kernels are left out and `sfumato_features` is 0.
  */
 #ifndef SFUMATO_CPU_H
 #define SFUMATO_CPU_H
@@ -25,6 +25,8 @@
 /* Bits of `sfumato_features`. */
 enum { HAS_AVX512 = 1, HAS_BF16 = 2, HAS_VNNI = 4 };
 
+/* What this processor has; and what of it the kernels use: see dispatch.c. */
+int processor_features(void);
 int sfumato_features(void);
 
 static inline long smaller(long a, long b) { return a < b ? a : b; }

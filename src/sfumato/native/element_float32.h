@@ -1,60 +1,70 @@
-/* The float32 side of the kernels. */
+/* Products of float32; numbers that lie in memory in another type are widened on the way. */
 #ifndef SFUMATO_ELEMENT_H
 #define SFUMATO_ELEMENT_H
 
-#include "cpu.h"
+#include <string.h>
 
 typedef float element;
-#define TARGET SFUMATO_AVX512
-#define EXPORTED(name) name##_float32
 /* Elements in a word of four bytes, the unit in which sums of products advance. */
 enum { PER_WORD = 1 };
 
-TARGET static inline __attribute__((always_inline)) __m512 dot(__m512 s, __m512i a, __m512i b) {
-    return _mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), s);
+INLINE vector dot(vector s, bits a, bits b) {
+    return v_mul_add(as_vector(a), as_vector(b), s);
 }
 
-static inline float widen(element x) { return x; }
+static inline element to_element(stored x) { return widen(x); }
 
-/* Thirty-two channels as two vectors. */
-TARGET static inline __attribute__((always_inline)) void
-load_block(const element *x, int count, __m512 *first, __m512 *second) {
-    uint32_t mask = count >= 32 ? 0xffffffffu : (1u << count) - 1;
-    *first = _mm512_maskz_loadu_ps((__mmask16)mask, x);
-    *second = _mm512_maskz_loadu_ps((__mmask16)(mask >> 16), x + 16);
+/* Neighbouring numbers, as they are multiplied. */
+INLINE void copy_row(const stored *from, element *to, long count) {
+    if (sizeof(stored) == sizeof(element)) {
+        memcpy(to, from, (size_t)count * sizeof *to);
+        return;
+    }
+    for (long i = 0; i < count; i += LANES) {
+        some lanes = first_lanes(count - i);
+        v_store_some(to + i, load_row(from + i, lanes), lanes);
+    }
+}
+
+/* Words of up to LANES * PER_WORD numbers; zeros follow after `count`. */
+INLINE bits take_words(const stored *x, long count) {
+    return as_bits(load_row(x, first_lanes(count)));
+}
+
+/* Words of up to PER_WORD rows, of which `rows` are there, and up to LANES channels. */
+INLINE bits join_rows(const stored *x, long stride, long rows, long channels) {
+    (void)stride;
+    return rows <= 0 ? b_zero() : take_words(x, channels);
+}
+
+/* Up to 2 * LANES channels as two vectors. */
+INLINE void load_block(const stored *x, long count, vector *first, vector *second) {
+    *first = load_row(x, first_lanes(count));
+    *second = load_row(x + LANES, first_lanes(count - LANES));
 }
 
 /* The channel that `store_block` puts at some place. */
 static inline long channel_at(long place) { return place; }
 
-TARGET static inline __attribute__((always_inline)) void
-store_block(element *x, __m512 first, __m512 second) {
-    _mm512_store_ps(x, first);
-    _mm512_store_ps(x + 16, second);
+INLINE void store_block(element *x, vector first, vector second) {
+    v_store(x, first);
+    v_store(x + LANES, second);
 }
 
-/* Up to sixteen numbers in their natural order. */
-TARGET static inline __attribute__((always_inline)) __m512
-load_row(const element *x, __mmask16 mask) {
-    return _mm512_maskz_loadu_ps(mask, x);
-}
+/* A word for each column of a vector, from one vector of columns for each place in the word. */
+INLINE void store_words(element *x, const vector *numbers) { v_store(x, numbers[0]); }
 
-TARGET static inline __attribute__((always_inline)) void
-store_row(element *x, __m512 values, __mmask16 mask) {
-    _mm512_mask_storeu_ps(x, mask, values);
-}
-
-/* A word for each of 16 columns, from one vector of columns for each place in the word. */
-TARGET static inline __attribute__((always_inline)) void
-store_words(element *x, const __m512 *numbers) {
-    _mm512_store_ps(x, numbers[0]);
-}
-
-/* The number at some place of 16 words. */
-TARGET static inline __attribute__((always_inline)) __m512
-one_of_word(const element *words, int place) {
+/* The number at some place of each word. */
+INLINE vector one_of_word(const element *x, int place) {
     (void)place;
-    return _mm512_load_ps(words);
+    return v_load(x);
 }
+
+/* Words of PER_WORD neighbouring numbers of each lane; and the sums of these, as rounded. */
+INLINE bits to_words(vector first, vector second) {
+    (void)second;
+    return as_bits(first);
+}
+INLINE vector add_words(vector sum, bits w) { return v_add(sum, as_vector(w)); }
 
 #endif

@@ -5,13 +5,14 @@
 
 #include "cpu.h"
 
-typedef uint8_t element;
 #define TARGET SFUMATO_VNNI
-#define EXPORTED(name) name##_int8
+#include "vector_avx512.h"
+
+typedef uint8_t element;
 enum { PER_WORD = 4 };
 
-/* s + a[0] * b[0] + ... + a[3] * b[3] in each of 16 lanes; a is unsigned, b signed. */
-TARGET static inline __attribute__((always_inline)) __m512 dot(__m512 s, __m512i a, __m512i b) {
+/* s + a[0] * b[0] + ... + a[3] * b[3] in each lane; a is unsigned, b signed. */
+INLINE vector dot(vector s, bits a, bits b) {
     return (__m512)_mm512_dpbusd_epi32((__m512i)s, a, b);
 }
 

@@ -1,18 +1,18 @@
 /* Rows times a panel of columns: the one loop in which nearly all the time is spent.
  *
- * A panel is up to 64 columns of the right-hand matrix, stored so that the loop reads it from
- * front to back: word k of column 0, word k of column 1, ... then word k + 1. Six rows times four
- * vectors of sixteen columns make 24 sums in registers, enough to hide the latency of two units;
- * four vectors of the panel and one word of a row take five more of the 32 registers. A panel is
- * read again for every six rows, from the second-level cache at a third of what that can deliver,
- * so sums over any length need no splitting. Included once per type of element.
+ * A panel is up to VECTORS * LANES columns of the right-hand matrix, stored so that the loop reads
+ * it from front to back: word k of column 0, word k of column 1, ... then word k + 1. Six rows times
+ * so many vectors make 24 sums in registers (of 32) or 12 (of 16), enough to hide the latency of two
+ * units; the panel's vectors and one word of a row take what is left. A panel is read again for
+ * every six rows, from the second-level cache at a third of what that can deliver, and asked for
+ * some words ahead. Included once per type of element.
  */
 #ifndef SFUMATO_GEMM_H
 #define SFUMATO_GEMM_H
 
 #include <string.h>
 
-enum { PANEL = 64, TILE_ROWS = 6 };
+enum { PANEL = VECTORS * LANES, TILE_ROWS = 6, WORDS_AHEAD = 4 };
 
 /* Columns of panel `index` in memory: a multiple of 16. */
 static inline int panel_width(long columns, long index) {
@@ -21,37 +21,37 @@ static inline int panel_width(long columns, long index) {
 
 static inline long panel_count(long columns) { return (columns + PANEL - 1) / PANEL; }
 
-TARGET static inline __attribute__((always_inline)) void
-tile(const int rows, const int vectors, const element *a, long stride, const element *b, long words,
-     int add, float *sums) {
-    __m512 s[TILE_ROWS][4];
-    __mmask16 held = add ? 0xffff : 0;
+INLINE void tile(const int rows, const int vectors, const element *a, long stride, const element *b,
+                 long words, int add, float *sums) {
+    vector s[TILE_ROWS][VECTORS];
 #pragma GCC unroll 6
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
         for (int j = 0; j < vectors; j++)
-            s[i][j] = _mm512_maskz_load_ps(held, sums + i * PANEL + 16 * j);
+            s[i][j] = add ? v_load(sums + i * PANEL + LANES * j) : v_zero();
     const element *upper = a + 3 * stride; /* keeps addresses to base + {0, 1, 2} * stride */
     for (long k = 0; k < words; k++) {
-        __m512i columns[4];
+        bits columns[VECTORS];
+#pragma GCC unroll 4
+        for (int j = 0; j < vectors; j++) columns[j] = b_load(b + LANES * PER_WORD * j);
 #pragma GCC unroll 4
         for (int j = 0; j < vectors; j++)
-            columns[j] = _mm512_load_si512(b + 16 * PER_WORD * j);
+            __builtin_prefetch(b + LANES * PER_WORD * (j + WORDS_AHEAD * vectors));
 #pragma GCC unroll 6
         for (int i = 0; i < rows; i++) {
             const element *row = i < 3 ? a + i * stride : upper + (i - 3) * stride;
             int32_t word;
             memcpy(&word, row + PER_WORD * k, sizeof word);
-            __m512i spread = _mm512_set1_epi32(word);
+            bits spread = b_all(word);
 #pragma GCC unroll 4
             for (int j = 0; j < vectors; j++) s[i][j] = dot(s[i][j], spread, columns[j]);
         }
-        b += 16 * PER_WORD * vectors;
+        b += LANES * PER_WORD * vectors;
     }
 #pragma GCC unroll 6
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
-        for (int j = 0; j < vectors; j++) _mm512_store_ps(sums + i * PANEL + 16 * j, s[i][j]);
+        for (int j = 0; j < vectors; j++) v_store(sums + i * PANEL + LANES * j, s[i][j]);
 }
 
 #define TILES_OF_WIDTH(vectors)                                                              \
@@ -65,30 +65,28 @@ tile(const int rows, const int vectors, const element *a, long stride, const ele
         if (rows == 2) tile(2, vectors, a, stride, b, words, add, sums);                     \
         if (rows == 1) tile(1, vectors, a, stride, b, words, add, sums);                     \
     }
-TILES_OF_WIDTH(1)
 TILES_OF_WIDTH(2)
+#if VECTORS == 4
+TILES_OF_WIDTH(1)
 TILES_OF_WIDTH(3)
 TILES_OF_WIDTH(4)
+#endif
 
 /* sums[row][column] = the product of `rows` rows, `stride` elements apart, with one panel of
  * `width` columns; or += with `add`. Rows of `sums` are PANEL apart. */
 static void multiply_add(const element *a, long stride, long rows, const element *b, long words,
                          int width, int add, float *sums) {
-    if (width == 64) tiles_4(a, stride, rows, b, words, add, sums);
-    if (width == 48) tiles_3(a, stride, rows, b, words, add, sums);
-    if (width == 32) tiles_2(a, stride, rows, b, words, add, sums);
-    if (width == 16) tiles_1(a, stride, rows, b, words, add, sums);
+    if (width == 2 * LANES) tiles_2(a, stride, rows, b, words, add, sums);
+#if VECTORS == 4
+    if (width == LANES) tiles_1(a, stride, rows, b, words, add, sums);
+    if (width == 3 * LANES) tiles_3(a, stride, rows, b, words, add, sums);
+    if (width == 4 * LANES) tiles_4(a, stride, rows, b, words, add, sums);
+#endif
 }
 
 static inline void multiply(const element *a, long stride, long rows, const element *b, long words,
                             int width, float *sums) {
     multiply_add(a, stride, rows, b, words, width, 0, sums);
-}
-
-/* Lanes of vector `index` that hold columns. */
-static inline __mmask16 lanes(long columns, long index) {
-    long left = columns - 16 * index;
-    return left >= 16 ? 0xffff : left <= 0 ? 0 : (__mmask16)((1u << left) - 1);
 }
 
 #endif

@@ -11,7 +11,7 @@
 #include "pointwise.h"
 
 /* Registers of channels whose sums are held at a time, and rows that are gone through for them. */
-enum { WIDE = 4, SOME_ROWS = 8 };
+enum { WIDE = 4, AT_ONCE = 8 };
 /* Channels whose sums are joined at a time. */
 enum { JOINED = 64 };
 
@@ -24,42 +24,42 @@ struct group_norm {
     float *factors;   /* per picture: factors, then summands, of each channel; or NULL */
 };
 
-/* Add `rows` rows of `vectors` times 16 channels to their sums. */
-INLINE void add_rows(int vectors, __mmask16 mask, const element *from, const element *origins,
+/* Add `rows` rows of `vectors` times LANES channels to their sums. */
+INLINE void add_rows(const int vectors, some lanes, const stored *from, const stored *origins,
                      long rows, long channels, float *sums) {
-    __m512 s[WIDE], q[WIDE], origin[WIDE];
+    vector s[WIDE], q[WIDE], origin[WIDE];
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; v++) {
-        origin[v] = load_row(origins + 16 * v, mask);
-        s[v] = _mm512_maskz_loadu_ps(mask, sums + 16 * v);
-        q[v] = _mm512_maskz_loadu_ps(mask, sums + channels + 16 * v);
+        origin[v] = load_row(origins + LANES * v, lanes);
+        s[v] = v_load_some(sums + LANES * v, lanes);
+        q[v] = v_load_some(sums + channels + LANES * v, lanes);
     }
     for (long row = 0; row < rows; row++, from += channels) {
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; v++) {
-            __m512 x = _mm512_sub_ps(load_row(from + 16 * v, mask), origin[v]);
-            s[v] = _mm512_add_ps(s[v], x);
-            q[v] = _mm512_fmadd_ps(x, x, q[v]);
+            vector x = v_sub(load_row(from + LANES * v, lanes), origin[v]);
+            s[v] = v_add(s[v], x);
+            q[v] = v_mul_add(x, x, q[v]);
         }
     }
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; v++) {
-        _mm512_mask_storeu_ps(sums + 16 * v, mask, s[v]);
-        _mm512_mask_storeu_ps(sums + channels + 16 * v, mask, q[v]);
+        v_store_some(sums + LANES * v, s[v], lanes);
+        v_store_some(sums + channels + LANES * v, q[v], lanes);
     }
 }
 
 /* Add up rows `first` to `end - 1` of one picture, some at a time, which stay in the cache. */
-TARGET static void add_up(const element *picture, long first, long end, long channels,
+TARGET static void add_up(const stored *picture, long first, long end, long channels,
                           float *sums) {
     memset(sums, 0, (size_t)(2 * channels) * sizeof *sums);
-    for (long row = first; row < end; row += SOME_ROWS) {
-        const element *from = picture + row * channels;
-        long rows = smaller(end - row, SOME_ROWS), c = 0;
-        for (; c + 16 * WIDE <= channels; c += 16 * WIDE)
-            add_rows(WIDE, 0xffff, from + c, picture + c, rows, channels, sums + c);
-        for (; c < channels; c += 16)
-            add_rows(1, lanes_from(c, channels), from + c, picture + c, rows, channels, sums + c);
+    for (long row = first; row < end; row += AT_ONCE) {
+        const stored *from = picture + row * channels;
+        long rows = smaller(end - row, AT_ONCE), c = 0;
+        for (; c + LANES * WIDE <= channels; c += LANES * WIDE)
+            add_rows(WIDE, ALL, from + c, picture + c, rows, channels, sums + c);
+        for (; c < channels; c += LANES)
+            add_rows(1, first_lanes(channels - c), from + c, picture + c, rows, channels, sums + c);
     }
 }
 
@@ -86,7 +86,7 @@ TARGET static void join_tasks(const struct group_norm *g, const float *sums, lon
 /* From sums to the moments of one group. */
 static void join(const struct group_norm *g, long picture, long group) {
     long channels = g->rows.channels, width = channels / g->groups, first = group * width;
-    const element *origin = g->rows.from + picture * g->pixels * channels;
+    const stored *origin = g->rows.from + picture * g->pixels * channels;
     const float *sums = g->sums + picture * g->tasks * 2 * channels;
     double *moments = g->moments + 2 * (picture * g->groups + group);
     double total = 0.0, squares = 0.0, n = (double)g->pixels, base = widen(origin[first]);
@@ -127,11 +127,11 @@ static void join_task(void *context, long task, int worker) {
     if (g->factors) set_factors(g, task / g->groups, task % g->groups);
 }
 
-INLINE void apply_16(const element *from, element *to, const float *factors, long channels,
-                     __mmask16 mask, int kind) {
-    __m512 x = _mm512_fmadd_ps(load_row(from, mask), _mm512_maskz_loadu_ps(mask, factors),
-                               _mm512_maskz_loadu_ps(mask, factors + channels));
-    store_row(to, activation(x, kind), mask);
+INLINE void apply_vector(const stored *from, stored *to, const float *factors, long channels,
+                         some lanes, int kind) {
+    vector x = v_mul_add(load_row(from, lanes), v_load_some(factors, lanes),
+                         v_load_some(factors + channels, lanes));
+    store_row(to, activation(x, kind), lanes);
 }
 
 INLINE void apply(const struct group_norm *g, long task, int kind) {
@@ -139,14 +139,14 @@ INLINE void apply(const struct group_norm *g, long task, int kind) {
     const long first = task % g->tasks * g->rows.rows_each;
     const long end = smaller(first + g->rows.rows_each, g->pixels);
     const float *factors = g->factors + picture * 2 * channels;
-    const element *from = g->rows.from + (picture * g->pixels + first) * channels;
-    element *to = g->rows.to + (picture * g->pixels + first) * channels;
+    const stored *from = g->rows.from + (picture * g->pixels + first) * channels;
+    stored *to = g->rows.to + (picture * g->pixels + first) * channels;
     for (long row = first; row < end; row++, from += channels, to += channels) {
         long c = 0;
-        for (; c + 16 <= channels; c += 16)
-            apply_16(from + c, to + c, factors + c, channels, 0xffff, kind);
+        for (; c + LANES <= channels; c += LANES)
+            apply_vector(from + c, to + c, factors + c, channels, ALL, kind);
         if (c < channels)
-            apply_16(from + c, to + c, factors + c, channels, lanes_from(c, channels), kind);
+            apply_vector(from + c, to + c, factors + c, channels, first_lanes(channels - c), kind);
     }
 }
 
@@ -159,13 +159,8 @@ TARGET static void apply_task(void *context, long task, int worker) {
         apply(g, task, 0);
 }
 
-/* Each group of channels of each picture to mean 0 and variance 1, times `weight`, plus `bias`
- * (each may be NULL), then SiLU if `kind` is 1. `sizes`: batch, pixels, channels, groups. Returns
- * 0, or -1 when there is no memory. */
-SFUMATO_EXPORT int EXPORTED(sfumato_group_norm)(const element *from, element *to,
-                                                const element *weight, const element *bias,
-                                                const long *sizes, float eps, int kind,
-                                                int threads) {
+static int group_norm(const void *from, void *to, const void *weight, const void *bias,
+                      const long *sizes, float eps, int kind, int threads) {
     struct group_norm g = {
         .rows = {from, weight, bias, to, sizes[1], sizes[2], 0, eps, kind},
         .batch = sizes[0],
@@ -187,10 +182,7 @@ SFUMATO_EXPORT int EXPORTED(sfumato_group_norm)(const element *from, element *to
     return 0;
 }
 
-/* The moments of each group of channels of each picture: pairs of the mean and of the sum of
- * squares around it. For maps of which only a part is in memory at a time; sizes as above. */
-SFUMATO_EXPORT int EXPORTED(sfumato_group_moments)(const element *from, double *moments,
-                                                   const long *sizes, int threads) {
+static int group_moments(const void *from, double *moments, const long *sizes, int threads) {
     struct group_norm g = {
         .rows = {.from = from, .rows = sizes[1], .channels = sizes[2]},
         .batch = sizes[0],
@@ -207,10 +199,8 @@ SFUMATO_EXPORT int EXPORTED(sfumato_group_moments)(const element *from, double *
     return 0;
 }
 
-/* Each channel of each picture times a factor plus a summand (`factors`: for each picture those of
- * all channels, then these), then SiLU if `kind` is 1. `sizes`: batch, pixels, channels. */
-SFUMATO_EXPORT void EXPORTED(sfumato_scale)(const element *from, element *to, float *factors,
-                                            const long *sizes, int kind, int threads) {
+static int scale(const void *from, void *to, float *factors, const long *sizes, int kind,
+                 int threads) {
     struct group_norm g = {
         .rows = {.from = from, .to = to, .rows = sizes[1], .channels = sizes[2], .kind = kind},
         .batch = sizes[0],
@@ -219,6 +209,7 @@ SFUMATO_EXPORT void EXPORTED(sfumato_scale)(const element *from, element *to, fl
     };
     g.tasks = cut_rows(&g.rows);
     run_tasks(threads, g.batch * g.tasks, apply_task, &g);
+    return 0;
 }
 
 #endif

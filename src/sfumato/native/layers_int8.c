@@ -77,7 +77,7 @@ NUMBERS void finish_columns(const struct layer *l, const float *sums, const stru
     __mmask16 masks[2];
     for (int j = 0; j < vectors; j++) {
         long at = n + 16 * j;
-        masks[j] = some(l->columns - at);
+        masks[j] = first_lanes(l->columns - at);
         scales[j] = _mm512_maskz_loadu_ps(masks[j], l->scales + at);
         offsets[j] = _mm512_maskz_loadu_ps(masks[j], l->offsets + at);
         bias[j] = l->bias ? _mm512_maskz_loadu_ps(masks[j], l->bias + at) : _mm512_setzero_ps();

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from ctypes import POINTER, c_float, c_int, c_long, c_void_p
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -17,9 +19,11 @@ AVX512, BF16, VNNI = 1, 2, 4
 _NAMES = {AVX512: "avx512", BF16: "avx512_bf16", VNNI: "avx512_vnni"}
 
 _SIZES = POINTER(c_long)
-#: Arguments of each function, in order; all return nothing unless `_RESULTS` says otherwise.
+#: Arguments of each function, in order; all return an integer unless `_RESULTS` says otherwise.
 _ARGUMENTS: dict[str, tuple[type, ...]] = {
     "sfumato_features": (),
+    "sfumato_use": (c_int,),
+    "sfumato_packed_bytes": (c_int,),
     "sfumato_ceiling": (c_int, c_long),
     # from, to, bfloat16, packed, scales, offsets, bias, rows, length, columns, threads
     "sfumato_linear_int8": (
@@ -39,10 +43,16 @@ _TYPED_ARGUMENTS: dict[str, tuple[type, ...]] = {
     "sfumato_pack_winograd": (c_void_p, c_void_p, c_long, c_long, _SIZES, c_int, c_int),
     # from, to, packed, bias, rows, length, columns, threads
     "sfumato_linear": (c_void_p, c_void_p, c_void_p, c_void_p, c_long, c_long, c_long, c_int),
+    # from, to, weights, bias, rows, length, columns, strides, threads
+    "sfumato_linear_once": (
+        *(c_void_p, c_void_p, c_void_p, c_void_p),
+        *(c_long, c_long, c_long, _SIZES, c_int),
+    ),
     # from, to, packed, bias, sizes, threads
     "sfumato_convolve": (c_void_p, c_void_p, c_void_p, c_void_p, _SIZES, c_int),
     "sfumato_winograd": (c_void_p, c_void_p, c_void_p, c_void_p, _SIZES, c_int),
     # from, to, weights, bias, sizes, strides, threads
+    "sfumato_convolve_once": (*(c_void_p, c_void_p, c_void_p, c_void_p), _SIZES, _SIZES, c_int),
     "sfumato_winograd_once": (*(c_void_p, c_void_p, c_void_p, c_void_p), _SIZES, _SIZES, c_int),
     # queries, keys, values, out, bias, kind of bias, causal, scale, sizes, threads
     "sfumato_attention": (
@@ -68,16 +78,11 @@ _TYPED_ARGUMENTS: dict[str, tuple[type, ...]] = {
     # from, to, number of elements, activation, threads
     "sfumato_activate": (c_void_p, c_void_p, c_long, c_int, c_int),
 }
-_RESULTS = {"sfumato_features": c_int, "sfumato_ceiling": c_float,
-            "sfumato_linear_int8": c_int, "sfumato_convolve_int8": c_int,
-    "sfumato_winograd_int8": c_int}  # fmt: skip
-_TYPED_RESULTS: dict[str, type] = dict.fromkeys(
-    (
-        *("sfumato_linear", "sfumato_convolve", "sfumato_winograd", "sfumato_attention"),
-        *("sfumato_group_norm", "sfumato_group_moments", "sfumato_winograd_once"),
-    ),
-    c_int,
-)
+_RESULTS: dict[str, type | None] = {
+    "sfumato_ceiling": c_long,
+    "sfumato_use": None,
+    "sfumato_expand_blocks": None,
+}
 TYPES = ("bfloat16", "float32")
 
 
@@ -102,10 +107,10 @@ def _loaded(path: Path) -> ctypes.CDLL | None:
     try:
         found = ctypes.CDLL(str(path))
         for name, arguments in _ARGUMENTS.items():
-            _declare(found, name, arguments, _RESULTS.get(name))
+            _declare(found, name, arguments, _RESULTS.get(name, c_int))
         for name, arguments in _TYPED_ARGUMENTS.items():
             for kind in TYPES:
-                _declare(found, f"{name}_{kind}", arguments, _TYPED_RESULTS.get(name))
+                _declare(found, f"{name}_{kind}", arguments, c_int)
     except (OSError, AttributeError):  # for another system, or of another version
         return None
     return found
@@ -126,14 +131,53 @@ def features() -> int:
     return 0 if found is None else found.sfumato_features()
 
 
+@cache
+def multiplied_as(dtype: str) -> str | None:
+    """The type in which kernels multiply "float32" or "bfloat16" here; None if there are none.
+
+    bfloat16 in memory is multiplied as such only where the processor has an instruction for that;
+    elsewhere it is widened on the way. Packed weights are of this type.
+
+    >>> multiplied_as("float64")
+    """
+    found = library()
+    if found is None or dtype not in TYPES:
+        return None
+    return {4: "float32", 2: "bfloat16"}.get(found.sfumato_packed_bytes(dtype == "bfloat16"))
+
+
 def can_compute(dtype: str) -> bool:
-    """Whether attention, norms and activations compute in "float32" or "bfloat16" here.
+    """Whether there are kernels for "float32" or "bfloat16" here.
 
     >>> can_compute("float64")
     False
     """
-    needed = {"float32": AVX512, "bfloat16": AVX512 | BF16}.get(dtype)
-    return needed is not None and features() & needed == needed
+    return multiplied_as(dtype) is not None
+
+
+@contextmanager
+def held_to(instructions: int) -> Iterator[None]:
+    """Use only these of the processor's instruction sets for a while, in the whole process.
+
+    What was packed outside does not fit inside, nor the other way about.
+
+    Args:
+        instructions: a sum as of `features`.
+    """
+    found, before = library(), features()
+    if found is not None:
+        _use(found, instructions)
+    try:
+        yield
+    finally:
+        if found is not None:
+            _use(found, before)
+
+
+def _use(found: ctypes.CDLL, instructions: int) -> None:
+    found.sfumato_use(instructions)
+    features.cache_clear()
+    multiplied_as.cache_clear()
 
 
 def feature_names() -> list[str]:

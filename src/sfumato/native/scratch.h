@@ -9,4 +9,11 @@
 void *take_scratch(size_t bytes);
 void return_scratch(void *memory);
 
+/* The next `bytes` of such memory, again from a multiple of 64 on. */
+static inline void *take_piece(char **free, size_t bytes) {
+    char *start = *free;
+    *free += (bytes + 63) / 64 * 64;
+    return start;
+}
+
 #endif

@@ -9,11 +9,7 @@
 /* Numbers of a row are about scale * q + low. */
 struct range { float scale, low; };
 
-#define NUMBERS TARGET static inline __attribute__((always_inline))
-
-NUMBERS __mmask16 some(long left) {
-    return left >= 16 ? 0xffff : left <= 0 ? 0 : (__mmask16)((1u << left) - 1);
-}
+#define NUMBERS INLINE
 
 /* Up to sixteen numbers from position `at` on. */
 NUMBERS __m512 load_some(const void *x, long at, __mmask16 mask, int bfloat16) {
@@ -76,7 +72,7 @@ NUMBERS void extremes_of(const void *x, long start, long count, int bfloat16, fl
             most[i] = _mm512_max_ps(most[i], v);
         }
     for (; k < count; k += 16) {
-        __mmask16 mask = some(count - k);
+        __mmask16 mask = first_lanes(count - k);
         __m512 v = load_some(x, start + k, mask, bfloat16);
         least[0] = _mm512_mask_min_ps(least[0], mask, least[0], v);
         most[0] = _mm512_mask_max_ps(most[0], mask, most[0], v);
@@ -98,7 +94,7 @@ NUMBERS void quantise_of(const void *x, long start, long count, int bfloat16, fl
                          float shift, element *to) {
     __m512 factor = _mm512_set1_ps(inverse), add = _mm512_set1_ps(shift);
     for (long k = 0; k < count; k += 16) {
-        __mmask16 mask = some(count - k);
+        __mmask16 mask = first_lanes(count - k);
         __m512 v = load_some(x, start + k, mask, bfloat16);
         __m512i q = _mm512_cvtps_epi32(_mm512_fmadd_ps(v, factor, add));
         __m128i bytes = _mm512_cvtusepi32_epi8(_mm512_max_epi32(q, _mm512_setzero_si512()));

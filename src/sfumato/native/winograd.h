@@ -28,11 +28,11 @@
 enum { MOST_TILES = 192 };
 
 struct winograd {
-    const element *from;
-    element *to;
+    const stored *from;
+    stored *to;
     const element *packed;                 /* all panels; or NULL, */
     const struct winograd_weights *weights; /* from which they are made */
-    const element *bias;
+    const stored *bias;
     long batch, height, width, channels, columns;
     int size;
     long down, across, tiles; /* tiles in a column, in a row, in the batch */
@@ -43,7 +43,7 @@ struct winograd {
     long part;                /* channels of a panel that are made at a time */
     element *panel;           /* size * size x part x PANEL for each worker, if made here */
     long *held;               /* 1 + the group whose inputs each worker has transformed */
-    const element *zeros;     /* what lies beyond the border */
+    const stored *zeros;      /* what lies beyond the border */
 };
 
 struct place { long picture, y, x; };
@@ -56,23 +56,22 @@ static inline struct place place_of(const struct winograd *w, long tile) {
 }
 
 /* Transform the inputs of one tile; `to` for the first product, the next ones `gap` further. */
-TARGET static inline __attribute__((always_inline)) void
-transform_inputs(const int size, const struct winograd *w, long tile, element *to, long gap) {
+INLINE void transform_inputs(const int size, const struct winograd *w, long tile, element *to,
+                             long gap) {
     struct place p = place_of(w, tile);
-    const element *pixel[MOST_SIZE * MOST_SIZE];
+    const stored *pixel[MOST_SIZE * MOST_SIZE];
     for (int i = 0; i < size * size; i++) {
         long y = p.y + i / size - 1, x = p.x + i % size - 1;
         int inside = y >= 0 && y < w->height && x >= 0 && x < w->width;
         pixel[i] = inside ? w->from + ((p.picture * w->height + y) * w->width + x) * w->channels
                           : w->zeros;
     }
-    for (long c = 0; c < w->length; c += 32) {
-        int count = (int)smaller(32, w->channels - c);
-        __m512 first[MOST_SIZE * MOST_SIZE], second[MOST_SIZE * MOST_SIZE];
-        __m512 u[MOST_SIZE * MOST_SIZE], v[MOST_SIZE * MOST_SIZE];
+    for (long c = 0; c < w->length; c += 2 * LANES) {
+        vector first[MOST_SIZE * MOST_SIZE], second[MOST_SIZE * MOST_SIZE];
+        vector u[MOST_SIZE * MOST_SIZE], v[MOST_SIZE * MOST_SIZE];
 #pragma GCC unroll 36
         for (int i = 0; i < size * size; i++)
-            load_block(pixel[i] + c, count, &first[i], &second[i]);
+            load_block(pixel[i] + c, w->channels - c, &first[i], &second[i]);
         input_square(size, first, u);
         input_square(size, second, v);
 #pragma GCC unroll 36
@@ -81,29 +80,27 @@ transform_inputs(const int size, const struct winograd *w, long tile, element *t
 }
 
 /* Turn the sums of one tile and panel into outputs. */
-TARGET static inline __attribute__((always_inline)) void
-transform_sums(const int size, const struct winograd *w, long tile, long column, const float *sums,
-               long gap) {
+INLINE void transform_sums(const int size, const struct winograd *w, long tile, long column,
+                           const float *sums, long gap) {
     const int outputs = size - 2;
     struct place p = place_of(w, tile);
     long columns = smaller(PANEL, w->columns - column);
     long rows = smaller(outputs, w->height - p.y), across = smaller(outputs, w->width - p.x);
-    element *to = w->to + ((p.picture * w->height + p.y) * w->width + p.x) * w->columns + column;
-    for (long j = 0; 16 * j < columns; j++) {
-        __mmask16 mask = lanes(columns, j);
-        __m512 in[MOST_SIZE * MOST_SIZE], out[MOST_SIZE * MOST_SIZE];
-        __m512 bias = w->bias ? load_row(w->bias + column + 16 * j, mask)
-                              : _mm512_setzero_ps();
+    stored *to = w->to + ((p.picture * w->height + p.y) * w->width + p.x) * w->columns + column;
+    for (long j = 0; j < columns; j += LANES) {
+        some lanes = first_lanes(columns - j);
+        vector in[MOST_SIZE * MOST_SIZE], out[MOST_SIZE * MOST_SIZE];
+        vector bias = w->bias ? load_row(w->bias + column + j, lanes) : v_zero();
 #pragma GCC unroll 36
-        for (int i = 0; i < size * size; i++) in[i] = _mm512_load_ps(sums + i * gap + 16 * j);
+        for (int i = 0; i < size * size; i++) in[i] = v_load(sums + i * gap + j);
         output_square(size, in, out);
 #pragma GCC unroll 4
         for (int y = 0; y < outputs; y++)
 #pragma GCC unroll 4
             for (int x = 0; x < outputs; x++)
                 if (y < rows && x < across)
-                    store_row(to + (y * w->width + x) * w->columns + 16 * j,
-                              _mm512_add_ps(out[y * outputs + x], bias), mask);
+                    store_row(to + (y * w->width + x) * w->columns + j,
+                              v_add(out[y * outputs + x], bias), lanes);
     }
 }
 
@@ -126,8 +123,7 @@ static void multiply_places(const struct winograd *w, long index, long count,
     }
 }
 
-TARGET static inline __attribute__((always_inline)) void
-winograd_group(const int size, const struct winograd *w, long task, int worker) {
+INLINE void winograd_group(const int size, const struct winograd *w, long task, int worker) {
     const int products = size * size;
     long panels = panel_count(w->columns), part = task % w->panel_tasks;
     long index = task / w->panel_tasks, first = index * w->group;
@@ -170,13 +166,6 @@ static long part_size(const struct winograd *w) {
     return smaller((600L << 10) / bytes / 32 * 32, w->length);
 }
 
-/* A block of scratch memory that is handed out piece by piece. */
-static inline void *piece(char **free, size_t bytes) {
-    char *start = *free;
-    *free += round_up((long)bytes, 64);
-    return start;
-}
-
 /* Cut the work, take memory, do it. Returns 0, or -1 when there is no memory. */
 static int run_winograd(struct winograd *w, const long *sizes, int threads) {
     long outputs = w->size - 2, products = w->size * w->size;
@@ -193,15 +182,15 @@ static int run_winograd(struct winograd *w, const long *sizes, int threads) {
     w->part = w->weights && groups == 1 ? part_size(w) : w->length;
     size_t parts = (size_t)(threads * products * w->part * PANEL) * sizeof(element);
     size_t made = !w->weights ? 0 : groups == 1 ? parts : all_panels;
-    size_t held = (size_t)threads * sizeof(long), zeros = (size_t)w->length * sizeof(element);
+    size_t held = (size_t)threads * sizeof(long), zeros = (size_t)w->length * sizeof(stored);
     size_t bytes = inputs + sums + made + held + zeros + 5 * 64;
     char *scratch = take_scratch(bytes), *free = scratch;
     if (!scratch) return -1;
-    w->inputs = piece(&free, inputs);
-    w->sums = piece(&free, sums);
-    w->panel = piece(&free, made);
-    w->held = memset(piece(&free, held), 0, held);
-    w->zeros = memset(piece(&free, zeros), 0, zeros);
+    w->inputs = take_piece(&free, inputs);
+    w->sums = take_piece(&free, sums);
+    w->panel = take_piece(&free, made);
+    w->held = memset(take_piece(&free, held), 0, held);
+    w->zeros = memset(take_piece(&free, zeros), 0, zeros);
     if (w->weights && groups > 1) {
         struct winograd_weights all = *w->weights;
         w->packed = all.packed = w->panel;
@@ -212,28 +201,27 @@ static int run_winograd(struct winograd *w, const long *sizes, int threads) {
     return 0;
 }
 
-/* A convolution of channels-last pictures (batch, height, width, channels) with weights from
- * `sfumato_pack_winograd`. `sizes`: batch, height, width, channels, out_channels, tile size, and
- * tiles per group or 0. Returns -1 when there is no memory. */
-SFUMATO_EXPORT int EXPORTED(sfumato_winograd)(const element *from, element *to,
-                                              const element *packed, const element *bias,
-                                              const long *sizes, int threads) {
-    struct winograd w = {.from = from, .to = to, .packed = packed, .bias = bias,
+static struct winograd winograd_of(const void *from, void *to, const void *bias,
+                                   const long *sizes) {
+    struct winograd w = {.from = from, .to = to, .bias = bias,
                          .batch = sizes[0], .height = sizes[1], .width = sizes[2],
                          .channels = sizes[3], .columns = sizes[4], .size = (int)sizes[5]};
+    return w;
+}
+
+static int winograd(const void *from, void *to, const void *packed, const void *bias,
+                    const long *sizes, int threads) {
+    struct winograd w = winograd_of(from, to, bias, sizes);
+    w.packed = packed;
     return run_winograd(&w, sizes, threads);
 }
 
-/* The same with weights (out_channels, channels, 3, 3) as they are, of any strides. */
-SFUMATO_EXPORT int EXPORTED(sfumato_winograd_once)(const element *from, element *to,
-                                                   const element *weights, const element *bias,
-                                                   const long *sizes, const long *strides,
-                                                   int threads) {
+static int winograd_once(const void *from, void *to, const void *weights, const void *bias,
+                         const long *sizes, const long *strides, int threads) {
     struct winograd_weights raw = {weights, NULL, sizes[4], sizes[3], round_up(sizes[3], 32),
                                    strides, (int)sizes[5]};
-    struct winograd w = {.from = from, .to = to, .weights = &raw, .bias = bias,
-                         .batch = sizes[0], .height = sizes[1], .width = sizes[2],
-                         .channels = sizes[3], .columns = sizes[4], .size = (int)sizes[5]};
+    struct winograd w = winograd_of(from, to, bias, sizes);
+    w.weights = &raw;
     return run_winograd(&w, sizes, threads);
 }
 

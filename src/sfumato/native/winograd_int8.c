@@ -67,7 +67,7 @@ NUMBERS void transform(const struct convolution *c, long tile, int bfloat16, flo
         pixels[i] = inside ? (const char *)c->from + pixel * (bfloat16 ? 2 : 4) : c->zeros;
     }
     for (long k = 0; k < c->channels; k += 16) {
-        __mmask16 mask = some(c->channels - k);
+        __mmask16 mask = first_lanes(c->channels - k);
         __m512 in[PLACES], out[PLACES];
 #pragma GCC unroll 16
         for (int i = 0; i < PLACES; i++) in[i] = load_some(pixels[i], k, mask, bfloat16);
@@ -138,7 +138,7 @@ NUMBERS void finish_as(const struct convolution *c, const struct panel *panel, l
                           first[y * OUTPUTS + x], second[y * OUTPUTS + x]);
     }
     for (; n < stop; n += 16, sums += 16) {
-        __mmask16 mask = some(c->columns - n);
+        __mmask16 mask = first_lanes(c->columns - n);
         finish_columns(c, panel, ranges, sums, n, mask, first);
         for (long y = 0; y < rows; y++)
             for (long x = 0; x < across; x++)

@@ -9,34 +9,29 @@
 #ifndef SFUMATO_WINOGRAD_STEPS_H
 #define SFUMATO_WINOGRAD_STEPS_H
 
-#define STEP TARGET static inline __attribute__((always_inline)) void
+#define STEP INLINE void
 
 enum { MOST_SIZE = 6 };
 #define NEAR 0.625f
 #define FAR 1.375f
 
-#define VALUE TARGET static inline __attribute__((always_inline)) __m512
-VALUE times(float factor, __m512 x) { return _mm512_mul_ps(_mm512_set1_ps(factor), x); }
-VALUE plus(__m512 s, float factor, __m512 x) {
-    return _mm512_fmadd_ps(_mm512_set1_ps(factor), x, s);
-}
-VALUE minus(__m512 s, float factor, __m512 x) {
-    return _mm512_fnmadd_ps(_mm512_set1_ps(factor), x, s);
-}
+INLINE vector times(float factor, vector x) { return v_mul(v_all(factor), x); }
+INLINE vector plus(vector s, float factor, vector x) { return v_mul_add(v_all(factor), x, s); }
+INLINE vector minus(vector s, float factor, vector x) { return v_mul_from(v_all(factor), x, s); }
 
 /* Inputs at x[0], x[gap], ... to products' left sides at y[0], y[step], ... */
-STEP input_step(const int size, const __m512 *x, const int gap, __m512 *y, const int step) {
-    __m512 x0 = x[0], x1 = x[gap], x2 = x[2 * gap], x3 = x[3 * gap];
+STEP input_step(const int size, const vector *x, const int gap, vector *y, const int step) {
+    vector x0 = x[0], x1 = x[gap], x2 = x[2 * gap], x3 = x[3 * gap];
     if (size == 4) {
-        y[0] = _mm512_sub_ps(x0, x2);
-        y[step] = _mm512_add_ps(x1, x2);
-        y[2 * step] = _mm512_sub_ps(x2, x1);
-        y[3 * step] = _mm512_sub_ps(x1, x3);
+        y[0] = v_sub(x0, x2);
+        y[step] = v_add(x1, x2);
+        y[2 * step] = v_sub(x2, x1);
+        y[3 * step] = v_sub(x1, x3);
         return;
     }
-    __m512 x4 = x[4 * gap], x5 = x[5 * gap];
-    __m512 even_near = minus(x4, FAR * FAR, x2), odd_near = minus(x3, FAR * FAR, x1);
-    __m512 even_far = minus(x4, NEAR * NEAR, x2), odd_far = minus(x3, NEAR * NEAR, x1);
+    vector x4 = x[4 * gap], x5 = x[5 * gap];
+    vector even_near = minus(x4, FAR * FAR, x2), odd_near = minus(x3, FAR * FAR, x1);
+    vector even_far = minus(x4, NEAR * NEAR, x2), odd_far = minus(x3, NEAR * NEAR, x1);
     y[0] = plus(minus(x4, NEAR * NEAR + FAR * FAR, x2), NEAR * NEAR * FAR * FAR, x0);
     y[step] = plus(even_near, NEAR, odd_near);
     y[2 * step] = minus(even_near, NEAR, odd_near);
@@ -46,16 +41,16 @@ STEP input_step(const int size, const __m512 *x, const int gap, __m512 *y, const
 }
 
 /* Sums of products to outputs: two of four, or four of six. */
-STEP output_step(const int size, const __m512 *x, const int gap, __m512 *y, const int step) {
-    __m512 sum = _mm512_add_ps(x[gap], x[2 * gap]), difference = _mm512_sub_ps(x[gap], x[2 * gap]);
+STEP output_step(const int size, const vector *x, const int gap, vector *y, const int step) {
+    vector sum = v_add(x[gap], x[2 * gap]), difference = v_sub(x[gap], x[2 * gap]);
     if (size == 4) {
-        y[0] = _mm512_add_ps(x[0], sum);
-        y[step] = _mm512_sub_ps(difference, x[3 * gap]);
+        y[0] = v_add(x[0], sum);
+        y[step] = v_sub(difference, x[3 * gap]);
         return;
     }
-    __m512 far_sum = _mm512_add_ps(x[3 * gap], x[4 * gap]);
-    __m512 far_difference = _mm512_sub_ps(x[3 * gap], x[4 * gap]);
-    y[0] = _mm512_add_ps(x[0], _mm512_add_ps(sum, far_sum));
+    vector far_sum = v_add(x[3 * gap], x[4 * gap]);
+    vector far_difference = v_sub(x[3 * gap], x[4 * gap]);
+    y[0] = v_add(x[0], v_add(sum, far_sum));
     y[step] = plus(times(NEAR, difference), FAR, far_difference);
     y[2 * step] = plus(times(NEAR * NEAR, sum), FAR * FAR, far_sum);
     y[3 * step] = plus(plus(x[5 * gap], NEAR * NEAR * NEAR, difference), FAR * FAR * FAR,
@@ -63,19 +58,19 @@ STEP output_step(const int size, const __m512 *x, const int gap, __m512 *y, cons
 }
 
 /* Three taps to products' right sides. */
-STEP weight_step(const int size, const __m512 *g, const int gap, __m512 *u, const int step) {
-    __m512 g0 = g[0], g1 = g[gap], g2 = g[2 * gap];
+STEP weight_step(const int size, const vector *g, const int gap, vector *u, const int step) {
+    vector g0 = g[0], g1 = g[gap], g2 = g[2 * gap];
     if (size == 4) {
-        __m512 outer = _mm512_add_ps(g0, g2);
+        vector outer = v_add(g0, g2);
         u[0] = g0;
-        u[step] = times(0.5f, _mm512_add_ps(outer, g1));
-        u[2 * step] = times(0.5f, _mm512_sub_ps(outer, g1));
+        u[step] = times(0.5f, v_add(outer, g1));
+        u[2 * step] = times(0.5f, v_sub(outer, g1));
         u[3 * step] = g2;
         return;
     }
     const float near_factor = 1 / (2 * NEAR * NEAR * (NEAR * NEAR - FAR * FAR));
     const float far_factor = 1 / (2 * FAR * FAR * (FAR * FAR - NEAR * NEAR));
-    __m512 near_outer = plus(g0, NEAR * NEAR, g2), far_outer = plus(g0, FAR * FAR, g2);
+    vector near_outer = plus(g0, NEAR * NEAR, g2), far_outer = plus(g0, FAR * FAR, g2);
     u[0] = times(1 / (NEAR * NEAR * FAR * FAR), g0);
     u[step] = times(near_factor, plus(near_outer, NEAR, g1));
     u[2 * step] = times(near_factor, minus(near_outer, NEAR, g1));
@@ -85,16 +80,16 @@ STEP weight_step(const int size, const __m512 *g, const int gap, __m512 *u, cons
 }
 
 /* Both dimensions: rows of `in` are `gap` apart; the result is packed, row after row. */
-STEP input_square(const int size, const __m512 *x, __m512 *y) {
-    __m512 half[MOST_SIZE * MOST_SIZE];
+STEP input_square(const int size, const vector *x, vector *y) {
+    vector half[MOST_SIZE * MOST_SIZE];
 #pragma GCC unroll 6
     for (int i = 0; i < size; i++) input_step(size, x + i, size, half + i, size);
 #pragma GCC unroll 6
     for (int i = 0; i < size; i++) input_step(size, half + i * size, 1, y + i * size, 1);
 }
 
-STEP output_square(const int size, const __m512 *x, __m512 *y) {
-    __m512 half[MOST_SIZE * MOST_SIZE];
+STEP output_square(const int size, const vector *x, vector *y) {
+    vector half[MOST_SIZE * MOST_SIZE];
 #pragma GCC unroll 6
     for (int i = 0; i < size; i++) output_step(size, x + i, size, half + i, size);
 #pragma GCC unroll 4
@@ -102,8 +97,8 @@ STEP output_square(const int size, const __m512 *x, __m512 *y) {
         output_step(size, half + i * size, 1, y + i * (size - 2), 1);
 }
 
-STEP weight_square(const int size, const __m512 *g, __m512 *u) {
-    __m512 half[MOST_SIZE * 3];
+STEP weight_square(const int size, const vector *g, vector *u) {
+    vector half[MOST_SIZE * 3];
 #pragma GCC unroll 3
     for (int i = 0; i < 3; i++) weight_step(size, g + i, 3, half + i, 3);
 #pragma GCC unroll 6

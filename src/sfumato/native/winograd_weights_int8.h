@@ -69,7 +69,7 @@ NUMBERS void transform_columns(const struct integers *w, long column, int n, int
 #pragma GCC unroll 16
         for (int i = 0; i < WIDE; i++) most[i] = _mm512_max_epi16(most[i], _mm512_abs_epi16(u[i]));
     }
-    __m256 old = _mm256_maskz_loadu_ps((__mmask8)some(w->columns - column - n),
+    __m256 old = _mm256_maskz_loadu_ps((__mmask8)first_lanes(w->columns - column - n),
                                        w->scales + column + n);
     for (int i = 0; i < WIDE; i++) factors[i] = factor_of(most[i], old, scales + i * PANEL + n);
     for (long k = 0; k < words; k++) {

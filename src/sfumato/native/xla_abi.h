@@ -13,7 +13,7 @@
 enum { XLA_MAJOR = 0, XLA_MINOR = 3 };
 enum { XLA_EXECUTE = 3, XLA_METADATA = 1 };
 enum { XLA_FLOAT32 = 11, XLA_BFLOAT16 = 16 };
-enum { XLA_RESOURCE_EXHAUSTED = 8 };
+enum { XLA_RESOURCE_EXHAUSTED = 8, XLA_FAILED_PRECONDITION = 9 };
 
 struct xla_extension {
     size_t struct_size;
