@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from sfumato.native.library import AVX512, BF16, features
+from sfumato.native.library import AVX2, AVX512, BF16, features
 
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 #: Instruction sets to hold the kernels to.
-_SETS = {"avx512": AVX512, "avx512_bf16": AVX512 | BF16}
+_SETS = {"avx2": AVX2, "avx512": AVX2 | AVX512, "avx512_bf16": AVX2 | AVX512 | BF16}
 
 
 class Variant(NamedTuple):
@@ -34,8 +34,8 @@ def _params(kind: str, *names: str) -> list[Any]:
     ]
 
 
-FLOAT32 = _params("float32", "avx512")
-BFLOAT16 = _params("bfloat16", "avx512", "avx512_bf16")
+FLOAT32 = _params("float32", "avx2", "avx512")
+BFLOAT16 = _params("bfloat16", "avx2", "avx512", "avx512_bf16")
 ALL = [*FLOAT32, *BFLOAT16]
 
 each_float32 = pytest.mark.parametrize("variant", FLOAT32, indirect=True)

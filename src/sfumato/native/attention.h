@@ -98,7 +98,7 @@ static long scratch_words(const struct job *job) {
 }
 
 /* `number` is that of the memory to use. */
-static struct part part_of(const struct job *job, long head, long first, long number) {
+TARGET static struct part part_of(const struct job *job, long head, long first, long number) {
     const struct attention *a = &job->attention;
     int biased = a->bias_kind != BIAS_NONE || a->causal;
     struct part part = {

@@ -18,6 +18,7 @@
  * right one. */
 INLINE void multiply_words(int rows, int columns, long words, const uint32_t *left, long stride,
                      const uint32_t *right, vector sums[TILE][COLUMNS]) {
+#pragma GCC unroll AT_A_TIME
     for (long word = 0; word < words; word++) {
         bits b[COLUMNS];
 #pragma GCC unroll 4

@@ -15,15 +15,18 @@
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__APPLE__)
 #define SFUMATO_X86 1
 #include <immintrin.h>
-#define SFUMATO_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma")))
-#define SFUMATO_BF16 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")))
-#define SFUMATO_VNNI __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")))
+#define AVX2_SET "avx2,fma,f16c"
+#define AVX512_SET AVX2_SET ",avx512f,avx512bw,avx512dq,avx512vl"
+#define SFUMATO_AVX2 __attribute__((target(AVX2_SET)))
+#define SFUMATO_AVX512 __attribute__((target(AVX512_SET)))
+#define SFUMATO_BF16 __attribute__((target(AVX512_SET ",avx512bf16")))
+#define SFUMATO_VNNI __attribute__((target(AVX512_SET ",avx512vnni")))
 #else
 #define SFUMATO_X86 0
 #endif
 
 /* Bits of `sfumato_features`. */
-enum { HAS_AVX512 = 1, HAS_BF16 = 2, HAS_VNNI = 4 };
+enum { HAS_AVX512 = 1, HAS_BF16 = 2, HAS_VNNI = 4, HAS_AVX2 = 8 };
 
 /* What this processor has; and what of it the kernels use: see dispatch.c. */
 int processor_features(void);

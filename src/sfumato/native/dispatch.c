@@ -32,6 +32,7 @@ const struct kernels *sfumato_kernels(int bfloat16) {
     int features = sfumato_features();
     if (bfloat16 && features & HAS_BF16) return &bfloat16_avx512_bf16;
     if (features & HAS_AVX512) return bfloat16 ? &bfloat16_avx512 : &float32_avx512;
+    if (features & HAS_AVX2) return bfloat16 ? &bfloat16_avx2 : &float32_avx2;
 #endif
     (void)bfloat16;
     return NULL;
@@ -112,3 +113,5 @@ BOTH_TYPES(geglu, (const void *from, void *to, long rows, long channels, int thr
            (from, to, rows, channels, threads))
 BOTH_TYPES(activate, (const void *from, void *to, long count, int kind, int threads),
            (from, to, count, kind, threads))
+BOTH_TYPES(expand_blocks, (const void *from, void *to, int kind, long blocks, int threads),
+           (from, to, kind, blocks, threads))

@@ -4,15 +4,15 @@
  * it from front to back: word k of column 0, word k of column 1, ... then word k + 1. Six rows times
  * so many vectors make 24 sums in registers (of 32) or 12 (of 16), enough to hide the latency of two
  * units; the panel's vectors and one word of a row take what is left. A panel is read again for
- * every six rows, from the second-level cache at a third of what that can deliver, and asked for
- * some words ahead. Included once per type of element.
+ * every six rows, from the second-level cache at a third of what that can deliver, or even from the
+ * first. Included once per type of element.
  */
 #ifndef SFUMATO_GEMM_H
 #define SFUMATO_GEMM_H
 
 #include <string.h>
 
-enum { PANEL = VECTORS * LANES, TILE_ROWS = 6, WORDS_AHEAD = 4 };
+enum { PANEL = VECTORS * LANES, TILE_ROWS = 6 };
 
 /* Columns of panel `index` in memory: a multiple of 16. */
 static inline int panel_width(long columns, long index) {
@@ -30,13 +30,14 @@ INLINE void tile(const int rows, const int vectors, const element *a, long strid
         for (int j = 0; j < vectors; j++)
             s[i][j] = add ? v_load(sums + i * PANEL + LANES * j) : v_zero();
     const element *upper = a + 3 * stride; /* keeps addresses to base + {0, 1, 2} * stride */
+#pragma GCC unroll AT_A_TIME
     for (long k = 0; k < words; k++) {
         bits columns[VECTORS];
 #pragma GCC unroll 4
         for (int j = 0; j < vectors; j++) columns[j] = b_load(b + LANES * PER_WORD * j);
 #pragma GCC unroll 4
-        for (int j = 0; j < vectors; j++)
-            __builtin_prefetch(b + LANES * PER_WORD * (j + WORDS_AHEAD * vectors));
+        for (int j = 0; j < vectors && AHEAD; j++)
+            __builtin_prefetch(b + LANES * PER_WORD * (j + AHEAD * vectors));
 #pragma GCC unroll 6
         for (int i = 0; i < rows; i++) {
             const element *row = i < 3 ? a + i * stride : upper + (i - 3) * stride;

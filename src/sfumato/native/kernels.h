@@ -73,13 +73,18 @@ struct kernels {
     /* Of each number: 1 SiLU, 2 GELU with the error function, 3 x sigmoid(1.702 x). */
     int (*activate)(const void *from, void *to, long count, int kind, int threads);
 
+    /* All numbers of blocks of 32 as GGUF files have them, in their order. `kind`: 0 Q8_0, 1 Q4_0,
+     * 2 Q4_1. */
+    int (*expand_blocks)(const void *from, void *to, int kind, long blocks, int threads);
+
     /* Do nothing but multiply and add; returns how many operations these were. Time it for the rate
      * that no kernel can exceed. */
     long (*ceiling)(long rounds);
 };
 
 /* The type in memory; the instructions. Products are of float32, but of bfloat16 in the last. */
-extern const struct kernels float32_avx512, bfloat16_avx512, bfloat16_avx512_bf16;
+extern const struct kernels float32_avx2, bfloat16_avx2, float32_avx512, bfloat16_avx512,
+    bfloat16_avx512_bf16;
 
 /* The kernels to use on this processor; NULL if there are none. */
 const struct kernels *sfumato_kernels(int bfloat16);

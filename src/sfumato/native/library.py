@@ -15,8 +15,8 @@ from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-AVX512, BF16, VNNI = 1, 2, 4
-_NAMES = {AVX512: "avx512", BF16: "avx512_bf16", VNNI: "avx512_vnni"}
+AVX512, BF16, VNNI, AVX2 = 1, 2, 4, 8
+_NAMES = {AVX2: "avx2", AVX512: "avx512", BF16: "avx512_bf16", VNNI: "avx512_vnni"}
 
 _SIZES = POINTER(c_long)
 #: Arguments of each function, in order; all return an integer unless `_RESULTS` says otherwise.
@@ -32,8 +32,6 @@ _ARGUMENTS: dict[str, tuple[type, ...]] = {
     # from, to, bfloat16, packed, scales, offsets, bias, sizes, threads
     "sfumato_winograd_int8": (c_void_p, c_void_p, c_int, *[c_void_p] * 4, _SIZES, c_int),
     "sfumato_convolve_int8": (c_void_p, c_void_p, c_int, *[c_void_p] * 4, _SIZES, c_int),
-    # from, to, bfloat16, type of blocks, number of blocks, threads
-    "sfumato_expand_blocks": (c_void_p, c_void_p, c_int, c_int, c_long, c_int),
 }  # fmt: skip
 #: The same for functions that there are for each type of `TYPES`, as ``name_type``.
 _TYPED_ARGUMENTS: dict[str, tuple[type, ...]] = {
@@ -77,12 +75,10 @@ _TYPED_ARGUMENTS: dict[str, tuple[type, ...]] = {
     "sfumato_geglu": (c_void_p, c_void_p, c_long, c_long, c_int),
     # from, to, number of elements, activation, threads
     "sfumato_activate": (c_void_p, c_void_p, c_long, c_int, c_int),
+    # from, to, type of blocks, number of blocks, threads
+    "sfumato_expand_blocks": (c_void_p, c_void_p, c_int, c_long, c_int),
 }
-_RESULTS: dict[str, type | None] = {
-    "sfumato_ceiling": c_long,
-    "sfumato_use": None,
-    "sfumato_expand_blocks": None,
-}
+_RESULTS: dict[str, type | None] = {"sfumato_ceiling": c_long, "sfumato_use": None}
 TYPES = ("bfloat16", "float32")
 
 
@@ -126,7 +122,7 @@ def _declare(
 
 @cache
 def features() -> int:
-    """The instruction sets that kernels may use here: a sum of `AVX512`, `BF16` and `VNNI`."""
+    """The instruction sets that kernels may use here: a sum of `AVX2`, `AVX512`, `BF16`, `VNNI`."""
     found = library()
     return 0 if found is None else found.sfumato_features()
 
@@ -181,12 +177,15 @@ def _use(found: ctypes.CDLL, instructions: int) -> None:
 
 
 def feature_names() -> list[str]:
-    """`features` in words.
+    """`features` in words; AVX2 goes without saying where there is more.
 
-    >>> set(feature_names()) <= {"avx512", "avx512_bf16", "avx512_vnni"}
+    >>> set(feature_names()) <= {"avx2", "avx512", "avx512_bf16", "avx512_vnni"}
     True
     """
-    return [name for bit, name in _NAMES.items() if features() & bit]
+    found = features()
+    if found & AVX512:
+        found &= ~AVX2
+    return [name for bit, name in _NAMES.items() if found & bit]
 
 
 def describe() -> str:

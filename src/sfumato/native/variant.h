@@ -1,6 +1,7 @@
 /* All kernels of one variant, and the table of them. Included by its file, after a header for each
  * of its vectors, its type in memory and its type of products; `VARIANT` is the table's name. */
 #include "attention.h"
+#include "blocks.h"
 #include "ceiling.h"
 #include "dense.h"
 #include "group_norm.h"
@@ -25,5 +26,6 @@ const struct kernels VARIANT = {
     .layer_norm = layer_norm,
     .geglu = geglu,
     .activate = activate,
+    .expand_blocks = expand_blocks,
     .ceiling = ceiling,
 };

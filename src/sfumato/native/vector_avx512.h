@@ -13,6 +13,8 @@
 /* Numbers in a vector; and vectors of columns for which a tile of six rows has sums. */
 #define LANES 16
 #define VECTORS 4
+/* Words that a loop over products takes at a time, and how far ahead it asks for them, if at all. */
+enum { AT_A_TIME = 1, AHEAD = 4 };
 
 typedef __m512 vector;   /* of float32 */
 typedef __m512i bits;    /* words of four bytes, which hold one number or several */
@@ -41,7 +43,7 @@ INLINE vector v_mul_sub(vector a, vector b, vector c) { return _mm512_fmsub_ps(a
 INLINE vector v_min(vector a, vector b) { return _mm512_min_ps(a, b); }
 INLINE vector v_max(vector a, vector b) { return _mm512_max_ps(a, b); }
 
-/* To whole numbers; and x times 2 to the power of whole numbers of any size. */
+/* To whole numbers; and x, about 1, times 2 to the power of whole numbers of any size. */
 INLINE vector v_round(vector x) {
     return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
@@ -143,5 +145,12 @@ INLINE halves v_narrow(vector x) {
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
 #endif
 }
+
+/* Numbers from bytes with a sign. */
+INLINE vector v_from_bytes(const void *x) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(x)));
+}
+/* A number in float16. */
+INLINE float from_float16(uint16_t x) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(x))); }
 
 #endif

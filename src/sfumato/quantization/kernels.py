@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ctypes import c_long
-from functools import cache
 from typing import Any
 
 import torch
@@ -11,13 +10,14 @@ from torch import Tensor
 
 from sfumato.checkpoints.gguf.types import BY_NAME
 from sfumato.native.library import VNNI, features, library
+from sfumato.native.library import can_compute as can_store
+from sfumato.runtime.ordinary import NAMES
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
-#: Types of blocks, by the numbers that `blocks.c` has for them.
+#: Types of blocks, by the numbers that `blocks.h` has for them.
 _BLOCKS = {"Q8_0": 0, "Q4_0": 1, "Q4_1": 2}
 
 
-@cache
 def available() -> bool:
     """Whether this machine has the kernels for 8-bit integers."""
     return bool(features() & VNNI)
@@ -116,7 +116,7 @@ def _finished(out: Tensor, failed: int) -> Tensor:
 
 def can_expand(raw: Tensor, kind: str, dtype: torch.dtype) -> bool:
     """Whether the kernels make plain numbers of such blocks."""
-    return available() and kind in _BLOCKS and dtype in _TYPES and raw.device.type == "cpu"
+    return can_store(NAMES.get(dtype, "")) and kind in _BLOCKS and raw.device.type == "cpu"
 
 
 def expand(raw: Tensor, kind: str, dtype: torch.dtype) -> Tensor:
@@ -124,8 +124,6 @@ def expand(raw: Tensor, kind: str, dtype: torch.dtype) -> Tensor:
     raw = raw.contiguous()
     blocks = raw.numel() // BY_NAME[kind].size
     out = torch.empty(blocks * 32, dtype=dtype)
-    _library().sfumato_expand_blocks(
-        raw.data_ptr(), out.data_ptr(), _TYPES[dtype], _BLOCKS[kind], blocks,
-        torch.get_num_threads(),
-    )  # fmt: skip
+    function = getattr(_library(), f"sfumato_expand_blocks_{NAMES[dtype]}")
+    function(raw.data_ptr(), out.data_ptr(), _BLOCKS[kind], blocks, torch.get_num_threads())
     return out
