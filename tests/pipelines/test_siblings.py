@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from sfumato.diffusion.guidance_parts import IntervalGuidance
 from sfumato.errors import ImageError, InputError
 from sfumato.pipelines import regions
 from sfumato.pipelines.base import DiffusionPipeline
@@ -21,7 +22,14 @@ from sfumato.pipelines.img2img import StableDiffusionImg2ImgPipeline
 from sfumato.pipelines.inpaint import StableDiffusionInpaintPipeline
 from sfumato.pipelines.panorama import StableDiffusionPanoramaPipeline
 from sfumato.pipelines.upscale import StableDiffusionUpscalePipeline
-from tests.pipelines.tiny import seeded, tiny_controlnet, tiny_parts, tiny_pipeline, tiny_unet
+from tests.pipelines.tiny import (
+    seeded,
+    tiny_controlnet,
+    tiny_parts,
+    tiny_pipeline,
+    tiny_scheduler,
+    tiny_unet,
+)
 
 SHARING = (
     StableDiffusionImg2ImgPipeline,
@@ -78,6 +86,28 @@ def test_a_strength_of_zero_gives_the_picture_back_as_the_autoencoder_sees_it() 
     latents = torch.randn(1, 4, 8, 8, generator=seeded(0))
     result = pipe("a boat", image=latents, strength=0.0, output_type="latent").images
     assert torch.equal(result, latents)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prompt_syntax": "a1111"},
+        {"guidance": IntervalGuidance(0.0, 0.5)},
+        {"callback_on_step_end": lambda *given: None},
+    ],
+)
+@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "DPMAdaptiveScheduler"])
+def test_a_picture_of_which_nothing_is_drawn_anew_takes_every_option(
+    name: str, options: dict[str, Any]
+) -> None:
+    pipe: Any = StableDiffusionImg2ImgPipeline.from_pipe(
+        tiny_pipeline(scheduler=tiny_scheduler(name))
+    )
+    latents = torch.randn(1, 4, 8, 8, generator=seeded(0))
+    call = {"num_inference_steps": 4, "output_type": "latent", **options}
+    for strength in (0.0, 0.2):  # of four steps less than one
+        drawn = pipe("a [boat:cat:0.5]", image=latents, strength=strength, **call).images
+        assert torch.equal(drawn, latents)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])
