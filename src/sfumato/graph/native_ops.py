@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from sfumato.graph.numpy_ops import NumpyOps, check_width
+from sfumato.graph.numpy_ops import NumpyOps
 from sfumato.graph.ops import Activation
 from sfumato.graph.weights import Weights
 from sfumato.native import attention, layers, pointwise
