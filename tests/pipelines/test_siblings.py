@@ -13,6 +13,7 @@ from PIL import Image
 
 from sfumato.diffusion.guidance_parts import IntervalGuidance
 from sfumato.errors import ImageError, InputError
+from sfumato.models.processors import AttnProcessor2_0, SlicedAttnProcessor
 from sfumato.pipelines import regions
 from sfumato.pipelines.base import DiffusionPipeline
 from sfumato.pipelines.controlnet import StableDiffusionControlNetPipeline
@@ -52,6 +53,30 @@ def test_a_pipeline_made_from_another_shares_its_weights(cls: Any) -> None:
     assert other.vae is pipe.vae
     assert other.text_encoder is pipe.text_encoder
     assert other.scheduler is pipe.scheduler
+
+
+def test_attention_is_switched_in_every_one_of_several_controlnets() -> None:
+    nets = [tiny_controlnet(seed) for seed in range(2)]
+    pipe = StableDiffusionControlNetPipeline.from_pipe(tiny_pipeline(), controlnet=nets)
+    call: dict[str, Any] = {"image": [_image(16, 16, 1), _image(16, 16, 2)], "output_type": "np"}
+
+    def drawn() -> torch.Tensor:
+        images = pipe("a boat", num_inference_steps=2, generator=seeded(1), **call).images
+        return torch.from_numpy(images)
+
+    def processors() -> set[type]:
+        return {type(p) for net in nets for p in net.attn_processors.values()}
+
+    plain = drawn()
+    pipe.enable_attention_slicing("max")
+    assert processors() == {SlicedAttnProcessor}
+    torch.testing.assert_close(drawn(), plain)
+    pipe.disable_attention_slicing()
+    assert processors() == {AttnProcessor2_0}
+    pipe.enable_attention_slicing(1)
+    pipe.disable_xformers_memory_efficient_attention()
+    assert processors() == {AttnProcessor2_0}
+    assert torch.equal(drawn(), plain)
 
 
 def test_a_controlnet_is_added_while_sharing() -> None:
