@@ -68,7 +68,7 @@ def test_random_calls_give_the_latents_of_diffusers(name: str) -> None:
         assert_alike(pair, arguments, report, 2e-3 if wide else 1e-4)
 
 
-@pytest.mark.parametrize(("steps", "strength"), [(3, 0.3), (2, 0.4), (8, 0.1)])
+@pytest.mark.parametrize(("steps", "strength"), [(3, 0.3), (2, 0.4), (8, 0.0)])
 def test_a_share_below_one_step_is_the_one_call_that_pndm_has_more(
     steps: int, strength: float
 ) -> None:

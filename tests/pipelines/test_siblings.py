@@ -107,7 +107,9 @@ def test_folders_of_these_pipelines_are_saved_and_loaded(tmp_path: Path) -> None
 
 
 def test_a_strength_of_zero_gives_the_picture_back_as_the_autoencoder_sees_it() -> None:
-    pipe = StableDiffusionImg2ImgPipeline.from_pipe(tiny_pipeline())
+    pipe = StableDiffusionImg2ImgPipeline.from_pipe(
+        tiny_pipeline(), scheduler=tiny_scheduler("DDIMScheduler")
+    )
     latents = torch.randn(1, 4, 8, 8, generator=seeded(0))
     result = pipe("a boat", image=latents, strength=0.0, output_type="latent").images
     assert torch.equal(result, latents)
