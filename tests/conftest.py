@@ -17,6 +17,8 @@ from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the oracles are imported
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many tests run at a time as there may be threads
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from sfumato import assets
 from sfumato.cli import main

@@ -25,6 +25,7 @@ from tests.command import Run
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TESTS = "pytest -n 2 --dist loadfile"
 HAS_MODEL = (ROOT / "src" / "sfumato" / "assets" / "model" / "model_index.json").is_file()
 
 
@@ -108,7 +109,7 @@ def run_line(line: str, run: Run, model: Path, monkeypatch: pytest.MonkeyPatch) 
 def check_installation(line: str) -> None:
     """The command itself is run by CI; here, that what it names exists."""
     install, _, then = line.partition(" && ")
-    assert then in ("", "pytest")
+    assert then in ("", TESTS)
     words = shlex.split(install)
     assert words[:3] == ["pip", "install", "-c"] and (ROOT / words[3]).is_file()
     target = words[-1]
@@ -136,4 +137,5 @@ def test_the_readme_begins_with_a_picture_and_the_two_commands() -> None:
     text = (ROOT / "README.md").read_text("utf-8")
     first = 'pip install -c constraints.txt .\nsfumato "a red apple"\n'
     assert text.index("![") < text.index(first) < 800
-    assert "\npip install -c constraints.txt -e '.[test]' && pytest\n" in text
+    assert f"\npip install -c constraints.txt -e '.[test]' && {TESTS}\n" in text
+    assert f"\n{TESTS} " in (ROOT / ".ci" / "run").read_text("utf-8")

@@ -245,3 +245,19 @@ def test_log_entries_are_one_line(capfd: pytest.CaptureFixture[str], run: Run) -
     run("--version")
     console.logging.getLogger("sfumato.x").warning("a\nsfumato: error: forged \x1b[1m")
     assert capfd.readouterr().err == "sfumato: warning: a sfumato: error: forged \\x1b[1m\n"
+
+
+@pytest.mark.parametrize("module", ["sfumato.cli.console", "sfumato.cli.generate", "typer.main"])
+def test_an_interruption_while_modules_are_loaded_is_one_line(module: str) -> None:
+    code = f"""
+import sys
+class Interrupted:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupted())
+from sfumato.cli import main
+sys.exit(main(["a cat"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "sfumato: interrupted\n")

@@ -90,7 +90,9 @@ def test_a_full_disk_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> N
     assert os.listdir() == []
 
 
-@pytest.mark.parametrize("output", ["a.jpg", "folder/a.webp", "apple.png.txt", "", "  ", "a\0.png"])
+@pytest.mark.parametrize(
+    "output", ["a.jpg", "folder/a.webp", "apple.png.txt", "", "  ", "a\0.png", "\ud800.png"]
+)
 def test_a_name_that_cannot_be_is_refused_before_drawing(output: str) -> None:
     with pytest.raises(InputError):
         check_output(output)

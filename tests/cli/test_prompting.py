@@ -137,6 +137,11 @@ def test_loras_are_named_by_tag_by_name_or_by_path(run: Run, model: Path, folder
     assert pixels(plain) != pixels(paths[0])
     recipe = read_recipe(paths[2])
     assert recipe is not None and recipe.prompt == "a cat<lora:ink:0.5>"
+    assert recipe.loras == {"ink": str(file)}
+    (again,) = drawn(run("--from", paths[2], "-m", model))
+    assert pixels(again) == pixels(paths[2])
+    (other,) = drawn(run("--from", paths[2], "-m", model, "-p", "a cat"))
+    assert pixels(other) == pixels(plain)
 
 
 @pytest.mark.parametrize(

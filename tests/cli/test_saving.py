@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 from sfumato.cli.saving import Saving
+from sfumato.errors import InputError
 from tests.command import Run
 from tests.pipelines.tiny import tiny_pipeline
 
@@ -71,3 +73,39 @@ def test_unknown_quantizations_are_refused_at_once(run: Run) -> None:
     assert said.code != 0
     assert "no quantization 'int9'; it is one of int8, int8-weights, int4, stored" in said.err
     assert "Did you mean 'int8'" in said.err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--low-memory",),
+        ("--vae-tiling", "--attention-slicing"),
+        ("--quantization", "int8"),
+        ("--quantization", "int4", "--low-memory"),
+    ],
+)
+def test_a_picture_says_how_it_was_drawn_with_less_and_comes_again_to_the_bit(
+    options: tuple[str, ...], run: Run, embedded: Path
+) -> None:
+    words = ("a boat", "--steps", 2, "--seed", 3, "--size", "32x24", *options)
+    first = run(*words, "--json")
+    assert first.code == 0, first.err
+    recipe = json.loads(first.out)
+    again = run("--from", recipe["path"], "--json")
+    assert again.code == 0, again.err
+    other = json.loads(again.out)
+    with Image.open(recipe["path"]) as a, Image.open(other["path"]) as b:
+        assert a.tobytes() == b.tobytes()
+    different = {name for name in recipe if recipe[name] != other.get(name)}
+    assert different <= {"path", "seconds"}
+    switches = [name[2:] for name in options if name.startswith("--") and "quant" not in name]
+    assert recipe.get("memory", "") == " + ".join(switches)
+    assert recipe.get("quantization") == next((o for o in options if o.startswith("int")), None)
+
+
+def test_switches_that_there_are_not_are_refused_in_a_recipe() -> None:
+    assert Saving.of(Saving(low_memory=True, quantization="int4").fields()) == Saving(
+        low_memory=True, quantization="int4"
+    )
+    with pytest.raises(InputError, match=r"no switch 'more'.*vae-tiling"):
+        Saving.of({"memory": "low-memory + more"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -142,6 +143,34 @@ def test_processors_by_name_have_to_be_complete(unet: UNet2DConditionModel) -> N
     processors["mid_block.processor"] = processors.popitem()[1]
     with pytest.raises(InputError, match=r"mid_block\.processor"):
         unet.set_attn_processor(processors)
+
+
+@pytest.mark.parametrize("wrong", [None, 5, AttnProcessor2_0], ids=["nothing", "number", "class"])
+def test_what_is_no_processor_is_refused_and_changes_nothing(
+    unet: UNet2DConditionModel, inputs: dict[str, Any], wrong: Any
+) -> None:
+    before = unet.attn_processors
+    mixed = {**dict.fromkeys(before, AttnProcessor()), list(before)[-1]: wrong}
+    for given in (wrong, mixed):
+        with pytest.raises(InputError, match="something to call"):
+            unet.set_attn_processor(given)
+        assert unet.attn_processors == before
+    assert torch.isfinite(unet(**inputs).sample).all()
+
+
+@pytest.mark.parametrize("wrong", [1.5, "2", "bogus", {}, torch.tensor(0.5), object()])
+def test_what_is_no_slice_size_is_refused(unet: UNet2DConditionModel, wrong: Any) -> None:
+    for given in (wrong, [1, wrong]):
+        with pytest.raises(InputError, match="slice_size has to be 'auto', 'max', a number"):
+            unet.set_attention_slice(given)
+    assert {type(p) for p in unet.attn_processors.values()} == {AttnProcessor2_0}
+
+
+def test_whole_numbers_of_other_libraries_are_slice_sizes(unet: UNet2DConditionModel) -> None:
+    for size in (np.int64(2), torch.tensor(2)):
+        unet.set_attention_slice(size)  # pyright: ignore[reportArgumentType]
+        sizes = {getattr(p, "slice_size", None) for p in unet.attn_processors.values()}
+        assert sizes == {2}
 
 
 class Trainable(nn.Module):

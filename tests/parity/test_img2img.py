@@ -68,6 +68,18 @@ def test_random_calls_give_the_latents_of_diffusers(name: str) -> None:
         assert_alike(pair, arguments, report, 2e-3 if wide else 1e-4)
 
 
+@pytest.mark.parametrize(("steps", "strength"), [(3, 0.3), (2, 0.4), (8, 0.0)])
+def test_a_share_below_one_step_is_the_one_call_that_pndm_has_more(
+    steps: int, strength: float
+) -> None:
+    pair = _with_scheduler("plain", "PNDMScheduler", skip_prk_steps=True, steps_offset=1)
+    image = picture(random.Random(1), 16, 16)
+    call = {"prompt": "a boat", "image": image, "num_inference_steps": steps, "seeds": [1]}
+    call["strength"] = strength
+    assert_alike(pair, call, str(call), 1e-4)
+    assert pair[0].num_timesteps == pair[1].num_timesteps == 1
+
+
 @pytest.mark.parametrize("output_type", ["pt", "np"])
 def test_pictures_are_those_of_diffusers(output_type: str) -> None:
     results = []

@@ -11,7 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+from sfumato.diffusion.guidance_parts import IntervalGuidance
 from sfumato.errors import ImageError, InputError
+from sfumato.models.processors import AttnProcessor2_0, SlicedAttnProcessor
 from sfumato.pipelines import regions
 from sfumato.pipelines.base import DiffusionPipeline
 from sfumato.pipelines.controlnet import StableDiffusionControlNetPipeline
@@ -21,7 +23,14 @@ from sfumato.pipelines.img2img import StableDiffusionImg2ImgPipeline
 from sfumato.pipelines.inpaint import StableDiffusionInpaintPipeline
 from sfumato.pipelines.panorama import StableDiffusionPanoramaPipeline
 from sfumato.pipelines.upscale import StableDiffusionUpscalePipeline
-from tests.pipelines.tiny import seeded, tiny_controlnet, tiny_parts, tiny_pipeline, tiny_unet
+from tests.pipelines.tiny import (
+    seeded,
+    tiny_controlnet,
+    tiny_parts,
+    tiny_pipeline,
+    tiny_scheduler,
+    tiny_unet,
+)
 
 SHARING = (
     StableDiffusionImg2ImgPipeline,
@@ -44,6 +53,30 @@ def test_a_pipeline_made_from_another_shares_its_weights(cls: Any) -> None:
     assert other.vae is pipe.vae
     assert other.text_encoder is pipe.text_encoder
     assert other.scheduler is pipe.scheduler
+
+
+def test_attention_is_switched_in_every_one_of_several_controlnets() -> None:
+    nets = [tiny_controlnet(seed) for seed in range(2)]
+    pipe = StableDiffusionControlNetPipeline.from_pipe(tiny_pipeline(), controlnet=nets)
+    call: dict[str, Any] = {"image": [_image(16, 16, 1), _image(16, 16, 2)], "output_type": "np"}
+
+    def drawn() -> torch.Tensor:
+        images = pipe("a boat", num_inference_steps=2, generator=seeded(1), **call).images
+        return torch.from_numpy(images)
+
+    def processors() -> set[type]:
+        return {type(p) for net in nets for p in net.attn_processors.values()}
+
+    plain = drawn()
+    pipe.enable_attention_slicing("max")
+    assert processors() == {SlicedAttnProcessor}
+    torch.testing.assert_close(drawn(), plain)
+    pipe.disable_attention_slicing()
+    assert processors() == {AttnProcessor2_0}
+    pipe.enable_attention_slicing(1)
+    pipe.disable_xformers_memory_efficient_attention()
+    assert processors() == {AttnProcessor2_0}
+    assert torch.equal(drawn(), plain)
 
 
 def test_a_controlnet_is_added_while_sharing() -> None:
@@ -74,10 +107,34 @@ def test_folders_of_these_pipelines_are_saved_and_loaded(tmp_path: Path) -> None
 
 
 def test_a_strength_of_zero_gives_the_picture_back_as_the_autoencoder_sees_it() -> None:
-    pipe = StableDiffusionImg2ImgPipeline.from_pipe(tiny_pipeline())
+    pipe = StableDiffusionImg2ImgPipeline.from_pipe(
+        tiny_pipeline(), scheduler=tiny_scheduler("DDIMScheduler")
+    )
     latents = torch.randn(1, 4, 8, 8, generator=seeded(0))
     result = pipe("a boat", image=latents, strength=0.0, output_type="latent").images
     assert torch.equal(result, latents)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prompt_syntax": "a1111"},
+        {"guidance": IntervalGuidance(0.0, 0.5)},
+        {"callback_on_step_end": lambda *given: None},
+    ],
+)
+@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "DPMAdaptiveScheduler"])
+def test_a_picture_of_which_nothing_is_drawn_anew_takes_every_option(
+    name: str, options: dict[str, Any]
+) -> None:
+    pipe: Any = StableDiffusionImg2ImgPipeline.from_pipe(
+        tiny_pipeline(scheduler=tiny_scheduler(name))
+    )
+    latents = torch.randn(1, 4, 8, 8, generator=seeded(0))
+    call = {"num_inference_steps": 4, "output_type": "latent", **options}
+    for strength in (0.0, 0.2):  # of four steps less than one
+        drawn = pipe("a [boat:cat:0.5]", image=latents, strength=strength, **call).images
+        assert torch.equal(drawn, latents)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])

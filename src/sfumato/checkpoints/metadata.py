@@ -61,7 +61,10 @@ class Recipe(Config):
         guidance: parts of the guidance with their numbers, as ``"pag 3 + interval 0.1 0.8"``.
         dtype: of the computation, such as ``"float32"``; not part of an infotext.
         backend: what computed it, such as ``"numpy"``; not part of an infotext. Pictures drawn
-            before there was a choice have none, and were computed by torch.
+            before there was a choice have none, and were computed by torch. Likewise
+            ``quantization`` of the weights, and ``memory``: the switches that saved it, as
+            ``"vae-tiling + attention-slicing"``.
+        loras: name to file of the LoRAs that tags in the prompt name; not part of an infotext.
         eta_noise_seed_delta: added to the seed for noise that samplers add.
         vae: file or folder of the autoencoder in place of the model's; not part of an infotext.
         rng: where the noise was drawn: ``"CPU"``, ``"NV"`` for an NVIDIA card, ``"ComfyUI"``.
@@ -98,6 +101,9 @@ class Recipe(Config):
     guidance: str | None = None
     dtype: str | None = None
     backend: str | None = None
+    quantization: str | None = None
+    memory: str | None = None
+    loras: Mapping[str, str] = field(default_factory=dict)
     eta_noise_seed_delta: int | None = None
     vae: str | None = None
     rng: str | None = None
@@ -125,10 +131,12 @@ class Recipe(Config):
             value = getattr(self, name)
             if value is not None or name in ("prompt", "negative_prompt"):
                 _check_field(name, value)
-        if not isinstance(self.extra, Mapping) or not all(
-            isinstance(text, str) for pair in self.extra.items() for text in pair
-        ):
-            raise ConfigError("`Recipe.extra` has to map text to text.")
+        for name in ("extra", "loras"):
+            table = self[name]
+            if not isinstance(table, Mapping) or not all(
+                isinstance(text, str) for pair in table.items() for text in pair
+            ):
+                raise ConfigError(f"`Recipe.{name}` has to map text to text.")
 
     def to_dict(self) -> dict[str, Any]:
         """The known fields as plain values; what is None or empty is left out."""
@@ -155,31 +163,11 @@ _FLOAT_RANGES = {
     "control_strength": (-100.0, 100.0),
 }
 _TEXT_FIELDS = (
-    "prompt",
-    "negative_prompt",
-    "sampler",
-    "schedule",
-    "model_hash",
-    "model",
-    "dtype",
-    "backend",
-    "guidance",
-    "vae",
-    "rng",
-    "seed_resize_from",
-    "prompt_syntax",
-    "init_image",
-    "mask",
-    "outpaint",
-    "hires_upscaler",
-    "tiling",
-    "controlnet",
-    "control_image",
-    "class_label",
-    "semantic_map",
-    "boxes",
-    "version",
-)
+    "prompt", "negative_prompt", "sampler", "schedule", "model_hash", "model", "dtype",
+    "backend", "quantization", "memory", "guidance", "vae", "rng", "seed_resize_from",
+    "prompt_syntax", "init_image", "mask", "outpaint", "hires_upscaler", "tiling", "controlnet",
+    "control_image", "class_label", "semantic_map", "boxes", "version",
+)  # fmt: skip
 
 #: (key of the infotext, field of the recipe, type), in the order in which they are written.
 #: ``Size`` stands for two fields and the unknown entries come before ``Version``.

@@ -10,11 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
 from importlib import import_module
-
-from sfumato.cli import console
-from sfumato.runtime.environment import one_thread_for_numpy
 
 #: Subcommand, the file it is in, what it does.
 COMMANDS = {
@@ -38,9 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = _take_debug(words)
+    try:  # who interrupts while modules are loaded gets no traceback either
+        from sfumato.cli import console
+        from sfumato.runtime.environment import one_thread_for_numpy
+    except KeyboardInterrupt:
+        print("sfumato: interrupted", file=sys.stderr)
+        return 130
     one_thread_for_numpy()
-    console.prepare()
     try:
+        console.prepare()
         return _run(words)
     except KeyboardInterrupt:
         console.note("sfumato: interrupted")
@@ -64,6 +66,8 @@ def _take_debug(words: list[str]) -> bool:
 
 
 def _run(words: list[str]) -> int:
+    from sfumato.cli import console
+
     if not words:
         console.note(_NOTHING_ASKED)
         return 2
@@ -73,6 +77,8 @@ def _run(words: list[str]) -> int:
         name, program = words[0], f"sfumato {words[0]}"
         words = words[1:]
     elif len(words) == 1 and words[0].isalpha():  # a prompt, or a command mistyped
+        from difflib import get_close_matches
+
         for meant in get_close_matches(words[0], COMMANDS, n=1, cutoff=0.8):
             console.note(f"sfumato: drawing {words[0]!r}; the command is `sfumato {meant}`")
     app = import_module(COMMANDS[name][0]).app

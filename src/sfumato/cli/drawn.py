@@ -60,20 +60,28 @@ def each_picture(request: Request, recipe: Recipe) -> Iterator[tuple[Recipe, str
         label = f"{index + 1}/{total}" if total > 1 else None
         yield (
             with_seeds(recipe, index % request.count).replace(
-                prompt=prompt, extra=lora_hashes(prompt, request.loras)
+                prompt=prompt,
+                loras=_named(prompt, request.loras),
+                extra=lora_hashes(prompt, request.loras),
             ),
             label,
         )
 
 
+def _named(prompt: str, loras: Mapping[str, Path]) -> dict[str, str]:
+    """Name to file of the LoRAs that tags of a prompt name."""
+    names = dict.fromkeys(tag.name for tag in take_tags(prompt)[1]) if loras else {}
+    return {name: str(loras[name]) for name in names if name in loras}
+
+
 def lora_hashes(prompt: str, loras: Mapping[str, Path]) -> dict[str, str]:
     """The entry in a picture's text by which others find the LoRAs that it was drawn with."""
-    names = dict.fromkeys(tag.name for tag in take_tags(prompt)[1]) if loras else {}
-    if not names:
+    named = _named(prompt, loras)
+    if not named:
         return {}
     from sfumato.checkpoints.file_hashes import hash_file
 
-    hashes = {name: hash_file(loras[name]) for name in names if name in loras}
+    hashes = {name: hash_file(Path(file)) for name, file in named.items()}
     listed = ", ".join(f"{name}: {found.weights or found.short}" for name, found in hashes.items())
     return {"Lora hashes": listed} if listed else {}
 

@@ -379,6 +379,12 @@ def generate(
                     "control_strength": control_strength,
                 }
             ),
+            **Saving(
+                vae_tiling=vae_tiling,
+                attention_slicing=attention_slicing,
+                low_memory=low_memory,
+                quantization=quantization,
+            ).fields(),
             **read_conditions(
                 {"class_label": class_label, "semantic_map": semantic_map, "boxes": boxes}
             ),
@@ -394,12 +400,6 @@ def generate(
         backend=check_backend(backend),
         preview=read_preview(preview, preview_interval),
         quality=quality,
-        saving=Saving(
-            vae_tiling=vae_tiling,
-            attention_slicing=attention_slicing,
-            low_memory=low_memory,
-            quantization=quantization,
-        ),
     )
     check_output(output)
     _draw_and_save(request, output, as_json)

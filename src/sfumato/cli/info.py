@@ -75,6 +75,8 @@ def describe(recipe: Recipe) -> str:
     for name, value in fields.items():
         if name == "extra":
             lines += [_line(key, text) for key, text in value.items()]
+        elif name == "loras":
+            lines += [_line("lora", f"{key} {file}") for key, file in value.items()]
         elif name != "prompt" and value != "":
             lines.append(_line(name.replace("_", " "), value))
         if name == "seed" and width and height:

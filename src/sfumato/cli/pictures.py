@@ -30,7 +30,7 @@ def check_output(output: str | None) -> None:
         InputError: when the name is not one of the kinds above, or not of a PNG.
         OSError: when the place cannot be written to.
     """
-    if output is not None and (not output.strip() or "\0" in output):
+    if output is not None and not _is_name(output):
         raise InputError(f"{output!r} is no file name.")
     folder, name = _split(output)
     if name is not None and Path(name).suffix.lower() != ".png":
@@ -43,6 +43,13 @@ def check_output(output: str | None) -> None:
         raise NotADirectoryError(20, "Not a directory", str(existing))
     if not os.access(existing, os.W_OK):
         raise PermissionError(13, "Permission denied", str(existing))
+
+
+def _is_name(output: str) -> bool:
+    try:
+        return bool(output.strip()) and b"\0" not in os.fsencode(output)
+    except UnicodeEncodeError:  # half of a character
+        return False
 
 
 def _split(output: str | None) -> tuple[Path, str | None]:

@@ -87,7 +87,6 @@ def build_request(
     count: int,
     device: str,
     threads: int | None,
-    saving: Saving | None = None,
     backend: str | None = None,
     preview: Preview | None = None,
     quality: str | None = None,
@@ -138,7 +137,8 @@ def build_request(
         read_size(layers["seed_resize_from"])
     syntax = layers["prompt_syntax"]
     check_syntax(syntax)
-    files = lora_files(lora_dir)
+    before = {name: Path(file) for name, file in layers.get("loras", {}).items()}
+    files = {name: file for name, file in before.items() if file.is_file()} | lora_files(lora_dir)
     prompts = add_loras(prompts, loras, files, syntax)
     check_tags(prompts, files, syntax)
     check_pictures(layers)
@@ -156,7 +156,7 @@ def build_request(
         count=count,
         device=device,
         threads=threads,
-        saving=saving or Saving(),
+        saving=Saving.of(recipe),
         backend=backend,
         preview=preview,
         expected_hash=drawn.model_hash if drawn is not None else None,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
+from sfumato.errors import InputError
 from sfumato.quantization.names import check_kind
 
 if TYPE_CHECKING:  # imported by who draws, so that --help is instant
@@ -37,6 +39,10 @@ Quantization = Annotated[
 ]
 
 
+#: Names in a recipe, which are those of the options.
+_SWITCHES = ("vae-tiling", "attention-slicing", "low-memory")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Saving:
     """Which options were given.
@@ -53,6 +59,29 @@ class Saving:
     def __post_init__(self) -> None:
         if self.quantization is not None:
             check_kind(self.quantization, of_files=True)
+
+    @classmethod
+    def of(cls, recipe: Mapping[str, Any]) -> Self:
+        """What a recipe says.
+
+        Raises:
+            InputError: it names other switches.
+        """
+        text = recipe.get("memory") or ""
+        switches = [part.strip() for part in text.split("+")] if text else []
+        unknown = [name for name in switches if name not in _SWITCHES]
+        if unknown:
+            raise InputError(
+                f"There is no switch {unknown[0][:40]!r} that saves memory.",
+                hint=f"Known: {', '.join(_SWITCHES)}.",
+            )
+        fields = {name.replace("-", "_"): True for name in switches}
+        return cls(quantization=recipe.get("quantization"), **fields)
+
+    def fields(self) -> dict[str, str | None]:
+        """The fields of a recipe that say this; None for what is not asked for."""
+        switches = [name for name in _SWITCHES if getattr(self, name.replace("-", "_"))]
+        return {"quantization": self.quantization, "memory": " + ".join(switches) or None}
 
     def place(self, pipe: Any, device: torch.device) -> None:
         """Put a pipeline on its device, with these switches set."""

@@ -9,9 +9,9 @@ from typing import Any, cast
 
 import numpy as np
 
-from sfumato.graph.numpy_ops import NumpyOps, check_width
+from sfumato.graph.numpy_ops import NumpyOps
 from sfumato.graph.ops import Activation
-from sfumato.graph.weights import Weights
+from sfumato.graph.weights import Weights, check_width
 from sfumato.native import attention, layers, pointwise
 from sfumato.native.attention import Strided
 

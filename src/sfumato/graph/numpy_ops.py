@@ -15,7 +15,7 @@ from numpy.lib.stride_tricks import as_strided
 from sfumato.errors import WeightsMismatchError
 from sfumato.graph import numpy_functions as functions
 from sfumato.graph.ops import Activation
-from sfumato.graph.weights import Weights
+from sfumato.graph.weights import Weights, check_width
 
 Array = np.ndarray[Any, Any]
 
@@ -237,15 +237,6 @@ def _float32(value: Any, rows: Array | None = None) -> Array:
 
 def _same_type(b: Array | float, a: Array) -> Any:
     return b if isinstance(b, np.ndarray) else a.dtype.type(b)
-
-
-def check_width(layer: Weights, width: int, wanted: int) -> None:
-    """Raise `WeightsMismatchError` unless a layer takes so many channels."""
-    if width != wanted:
-        raise WeightsMismatchError(
-            f"The layer '{layer.prefix}' takes {wanted} channels but is given {width}: the weights"
-            " are not those of the configuration, or an input is not what they are made for."
-        )
 
 
 def _nearest(old: int, new: int) -> Array:

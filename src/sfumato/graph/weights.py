@@ -72,3 +72,12 @@ class Weights:
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
+
+
+def check_width(layer: Weights, width: int, wanted: int) -> None:
+    """Raise `WeightsMismatchError` unless a layer takes so many channels."""
+    if width != wanted:
+        raise WeightsMismatchError(
+            f"The layer '{layer.prefix}' takes {wanted} channels but is given {width}: the weights"
+            " are not those of the configuration, or an input is not what they are made for."
+        )

@@ -277,7 +277,12 @@ class Attention(nn.Module):
     # Processors and slices.
 
     def set_processor(self, processor: AttentionProcessor) -> None:
-        """Compute with another processor; it is registered as a submodule if it is a module."""
+        """Compute with another processor; it is registered as a submodule if it is a module.
+
+        Raises:
+            InputError: what cannot be called is no processor.
+        """
+        check_processor(processor)
         self._modules.pop("processor", None)
         self.__dict__.pop("processor", None)
         parameters = inspect.signature(processor.__call__).parameters.values()
@@ -325,6 +330,15 @@ class Attention(nn.Module):
                 type(self.processor).__name__,
             )
         return {k: v for k, v in keywords.items() if k in self._keywords}
+
+
+def check_processor(processor: Any) -> None:
+    """Raise `InputError` for what cannot be a processor."""
+    if isinstance(processor, type) or not callable(processor):
+        raise InputError(
+            f"An attention processor has to be something to call but is {str(processor)[:80]!r}.",
+            hint="Such as `AttnProcessor2_0()`, the default.",
+        )
 
 
 def _joined(layers: list[nn.Linear]) -> nn.Linear:

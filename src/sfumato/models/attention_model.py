@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sfumato.errors import InputError
-from sfumato.models.attention import Attention
+from sfumato.models.attention import Attention, check_processor
 from sfumato.models.base import ConfigT, ModelMixin
 from sfumato.models.processors import AttentionProcessor, AttnProcessor, AttnProcessor2_0
 from sfumato.models.xformers_attention import XFormersAttnProcessor
@@ -37,7 +37,8 @@ class AttentionModel(ModelMixin[ConfigT]):
             processor: one for all, or one per layer with the keys of `attn_processors`.
 
         Raises:
-            InputError: a mapping that misses layers or names unknown ones.
+            InputError: a mapping that misses layers or names unknown ones, or what is no
+                processor; nothing changes then.
         """
         layers = {f"{name}.processor": layer for name, layer in self._attention_layers()}
         if not isinstance(processor, Mapping):
@@ -49,6 +50,8 @@ class AttentionModel(ModelMixin[ConfigT]):
                 f"given; missing or unknown: {', '.join(odd[:3])}.",
                 hint="Start from a copy of `attn_processors`.",
             )
+        for one in processor.values():
+            check_processor(one)
         for name, layer in layers.items():
             layer.set_processor(processor[name])
 

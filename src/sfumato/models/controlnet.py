@@ -214,6 +214,18 @@ class MultiControlNetModel(SeveralNetworks):
     def members(self) -> nn.ModuleList:
         return self.nets
 
+    def set_attention_slice(self, slice_size: str | int | Sequence[int] | None = "auto") -> None:
+        """Bound the memory of attention in all of them; see `UNetEncoder.set_attention_slice`."""
+        for net in self.nets:
+            net.set_attention_slice(slice_size)  # pyright: ignore[reportCallIssue]
+
+    def set_use_memory_efficient_attention_xformers(
+        self, valid: bool, attention_op: Any = None
+    ) -> None:
+        """Switch xformers on or off in all of them; see `AttentionModel`."""
+        for net in self.nets:
+            net.set_use_memory_efficient_attention_xformers(valid, attention_op)  # pyright: ignore[reportCallIssue]
+
     def forward(
         self,
         sample: Tensor,

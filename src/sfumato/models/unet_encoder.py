@@ -6,6 +6,7 @@ UNet.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -158,12 +159,12 @@ class UNetEncoder(AttentionModel[ConfigT]):
             sizes = [max(layer.sliceable_head_dim // 2, 1) for layer in layers]
         elif slice_size == "max":
             sizes = [1] * len(layers)
-        elif isinstance(slice_size, int) or slice_size is None:
-            sizes = [slice_size] * len(layers)
-        elif isinstance(slice_size, str):
-            raise InputError(f"slice_size has to be 'auto', 'max' or a number, not {slice_size!r}.")
+        elif slice_size is None:
+            sizes = [None] * len(layers)
+        elif isinstance(slice_size, list | tuple):
+            sizes = [None if size is None else _whole(size) for size in slice_size]
         else:
-            sizes = list(slice_size)
+            sizes = [_whole(slice_size)] * len(layers)
         if len(sizes) != len(layers):
             raise InputError(
                 f"slice_size has {len(sizes)} entries but there are {len(layers)} attention layers."
@@ -172,6 +173,17 @@ class UNetEncoder(AttentionModel[ConfigT]):
             layer.check_slice(size)
         for layer, size in zip(layers, sizes, strict=True):
             layer.set_attention_slice(size)
+
+
+def _whole(slice_size: Any) -> int:
+    """A size as ``int``, whatever kind of whole number it is."""
+    try:
+        return operator.index(slice_size)
+    except TypeError:
+        raise InputError(
+            "slice_size has to be 'auto', 'max', a number or a number for each attention layer, not"
+            f" {str(slice_size)[:80]!r}."
+        ) from None
 
 
 def each_timestep(sample: Tensor, timestep: Tensor | float) -> Tensor:

@@ -294,7 +294,7 @@ def _embed_by_step(
     wording: Wording, steps: int, pipeline: Any, request: Request, device: torch.device
 ) -> dict[str, Any]:
     """The fields of a `Drawing` that prompts in a syntax of their own make."""
-    made = prompting.embed(pipeline, request, wording, steps, device)
+    made = prompting.embed(pipeline, request, wording, max(steps, 1), device)
     script = made.join(pipeline._join)
     return {
         "network_dtype": script.contexts[0].dtype,
@@ -312,6 +312,8 @@ def _denoise(drawing: Drawing, pieces: tuple[Piece, ...], conditions: dict[str, 
     pipeline, request, x = drawing.pipeline, drawing.request, drawing.x
     if x is None:
         raise InputError("None of the pieces says which latents to begin with.")
+    if len(drawing.timesteps) == 0:  # a given picture of which nothing is to be drawn anew
+        return x
 
     def unet(x: Tensor, timestep: Tensor, context: Tensor | None, **inputs: Any) -> Tensor:
         conditioned = ip_adapter.for_rows(conditions, len(x))

@@ -56,7 +56,8 @@ class StableDiffusionImg2ImgPipeline(StableDiffusionBase):
             image: one picture for all, or one per prompt; or latents of them. Its size is that of
                 the result, cut to a multiple of 8.
             strength: how much to change, 0..1: the picture is noised up to this share of the
-                steps, and only these are taken. At 0 it is encoded and decoded alone.
+                steps, and only these are taken. At 0 it is encoded and decoded alone, but for the
+                one call that PNDM has more than steps.
 
         Raises:
             InputError: (a ``ValueError``) an argument is out of range or contradicts another.

@@ -10,8 +10,7 @@ and the memory of those that have done their work is given back (`ModelRelease`,
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 import torch
@@ -21,8 +20,6 @@ from torch.utils.hooks import RemovableHandle
 from sfumato.errors import InputError
 from sfumato.quantization.tensor import stored
 from sfumato.runtime import pages
-
-logger = logging.getLogger(__name__)
 
 #: A network is moved in units of at most this size, where its structure allows.
 UNIT_BYTES = 128 * 2**20
@@ -171,20 +168,9 @@ class LayerRelease(LayerOffload):
         return _PageUnit(modules, self.device)
 
 
-def wait_in_files(networks: Sequence[nn.Module]) -> None:
-    """Lay weights that are on pages of no file on those of a temporary one; give back the rest.
-
-    Weights are on no file's pages when they were converted to another precision, or made here.
-    """
-    made = pages.off_files(_tensors(networks))
-    size = sum(tensor.nbytes for tensor in made)
-    if size and not pages.put_on_file(made):
-        logger.warning(
-            "%d MB of weights stay in memory: the disk has no room to keep them in a temporary"
-            " file. Set TMPDIR to a folder that has, or load the files' own precision.",
-            size // 10**6,
-        )
-    pages.give_back(_tensors(networks))
+def wait_in_files(networks: Iterable[nn.Module]) -> None:
+    """Let the weights of networks wait in files; see `sfumato.runtime.pages.wait_in_files`."""
+    pages.wait_in_files(_tensors(networks))
 
 
 def _tensors(networks: Iterable[nn.Module]) -> Iterator[torch.Tensor]:

@@ -397,7 +397,8 @@ def find_sampler(name: str) -> tuple[Sampler, Schedule | None]:
     shown = [name for s in SAMPLERS for name in (*_all_names(s), s.class_name)]
     raise InputError(
         f"There is no sampler {name[:60]!r}.{did_you_mean(name[:60], shown)}",
-        hint=f"Known are {', '.join(sampler.name for sampler in SAMPLERS)}.",
+        hint=f"Known are {', '.join(s.name for s in SAMPLERS if 'CFG++' not in s.name)}; some have"
+        " a form with CFG++.",
     )
 
 

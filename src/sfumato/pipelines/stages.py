@@ -78,12 +78,11 @@ def last_timesteps(scheduler: Any, steps: int, strength: float) -> tuple[Tensor,
         strength: the share of them to take, 0..1.
 
     Returns:
-        The timesteps, and the number of steps that they are; there may be none.
+        The timesteps, and the number of steps that they are; there may be none. PNDM has a call
+        more than steps, which is left even then, as in diffusers.
     """
     taken = min(int(steps * strength), steps)
     start = max(steps - taken, 0) * getattr(scheduler, "order", 1)
-    if taken == 0:  # PNDM has a call more than steps
-        start = len(scheduler.timesteps)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(start)
     return scheduler.timesteps[start:], taken
