@@ -26,7 +26,7 @@ from sfumato.native.library import (
     multiplied_as,
 )
 from sfumato.runtime import kernels, layer_kernels
-from sfumato.runtime.layer_kernels import convolve, linear, winograd_tile
+from sfumato.runtime.layer_kernels import convolve, linear, linear_pays, winograd_tile
 from tests.runtime.variants import each_bfloat16
 
 float32_kernels = pytest.mark.skipif(not can_compute("float32"), reason="no kernels here")
@@ -42,6 +42,12 @@ def without_gradients() -> Iterator[None]:
     with torch.no_grad():
         yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def all_linear_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Use the kernels for linear layers even where torch's are the faster ones."""
+    monkeypatch.setattr(layer_kernels, "linear_pays", lambda dtype: True)
 
 
 @pytest.fixture
@@ -77,6 +83,17 @@ def test_linear_layers_are_exact(dtype: torch.dtype, seed: int, all_sizes: None)
     assert error(linear(x, weight, bias), expected) < BOUNDS[dtype]
     turned = x.transpose(0, 1)  # rows that do not follow each other in memory
     assert error(linear(turned, weight, bias), expected.transpose(0, 1)) < BOUNDS[dtype]
+
+
+def test_linear_layers_are_left_to_torch_where_those_are_faster(
+    kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layer_kernels, "linear_pays", linear_pays)
+    x, weight = torch.randn(300, 256).to(dtype), parameter(256, 256, dtype=dtype)
+    taken = kind == "bfloat16" or multiplied_as("bfloat16") == "bfloat16"
+    assert (linear(x, weight) is not None) == taken
+    picture = torch.randn(1, 64, 32, 32).to(dtype)
+    assert convolve(picture, parameter(64, 64, 1, 1, dtype=dtype)) is not None
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -351,12 +368,6 @@ def in_a_process(code: str, **environment: str) -> str:
         check=True,
     )
     return done.stdout.strip()
-
-
-def test_an_environment_variable_switches_them_off() -> None:
-    code = "from sfumato.native import library as l; print(l.library(), l.features(), l.describe())"
-    text = "None 0 switched off by SFUMATO_KERNELS=0"
-    assert in_a_process(code, SFUMATO_KERNELS="0") == text
 
 
 def test_a_package_without_the_library_says_so(

@@ -18,8 +18,8 @@ from sfumato import __version__
 from sfumato.assets import MANIFEST, embedded_model_path, verify_manifest
 from sfumato.cli.backends import DTYPE_SWITCH
 from sfumato.cli.console import one_line
-from sfumato.errors import SfumatoError
-from sfumato.native.library import feature_names
+from sfumato.errors import InputError, SfumatoError
+from sfumato.native.library import describe, feature_names, library, switched_off
 from sfumato.runtime.allocator import keep_memory
 from sfumato.runtime.machine import this_machine
 
@@ -137,7 +137,22 @@ def _cpu() -> Iterator[Finding]:
         f" (bfloat16 is {speed} here; --dtype and {DTYPE_SWITCH} choose another)",
     )
     yield Finding(name="memory", state="ok", detail=keep_memory())
-    by = ", ".join(feature_names())
+    yield from _kernels()
+
+
+def _kernels() -> Iterator[Finding]:
+    try:
+        detail, by = describe(), ", ".join(feature_names())
+    except InputError as error:
+        yield Finding(name="kernels", state="fail", detail=error.message, remedy=error.hint or "")
+        return
+    missing = library() is None and not switched_off()
+    yield Finding(
+        name="kernels",
+        state="note" if missing else "ok",
+        detail=f"{detail} (SFUMATO_KERNELS chooses)",
+        remedy="Install sfumato again where there is a C compiler." if missing else "",
+    )
     yield Finding(
         name="backend",
         state="ok",

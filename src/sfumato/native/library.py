@@ -15,8 +15,15 @@ from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
+from sfumato.errors import InputError, printable
+
 AVX512, BF16, VNNI, AVX2 = 1, 2, 4, 8
-_NAMES = {AVX2: "avx2", AVX512: "avx512", BF16: "avx512_bf16", VNNI: "avx512_vnni"}
+#: Instruction sets by what they are called, each with those before it.
+_BITS = {"avx2": AVX2, "avx512": AVX512, "avx512_vnni": VNNI, "avx512_bf16": BF16}
+
+#: The environment variable that chooses among the kernels, when the library is first asked for.
+SWITCH = "SFUMATO_KERNELS"
+_ALL, _NONE = ("", "auto", "1"), ("none", "0")
 
 _SIZES = POINTER(c_long)
 #: Arguments of each function, in order; all return an integer unless `_RESULTS` says otherwise.
@@ -82,16 +89,63 @@ _RESULTS: dict[str, type | None] = {"sfumato_ceiling": c_long, "sfumato_use": No
 TYPES = ("bfloat16", "float32")
 
 
+def _asked() -> str:
+    """The value of the switch; empty for the best that there is.
+
+    Raises:
+        InputError: it is no value of the switch.
+    """
+    asked = os.environ.get(SWITCH, "").strip().lower()
+    if asked not in (*_ALL, *_NONE, *_BITS):
+        raise InputError(
+            f"{SWITCH} is '{printable(asked)}'; it has to be one of auto, {', '.join(_BITS)}, none"
+            " (or 0).",
+            hint=f"Unset {SWITCH} to use the best that there is.",
+        )
+    return "" if asked in _ALL else asked
+
+
 def switched_off() -> bool:
-    """Whether ``SFUMATO_KERNELS=0`` is set."""
-    return os.environ.get("SFUMATO_KERNELS") == "0"
+    """Whether ``SFUMATO_KERNELS`` is ``none`` or ``0``."""
+    return _asked() in _NONE
 
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels; None where they were not built or ``SFUMATO_KERNELS=0`` is set."""
-    if switched_off():
+    """The compiled kernels, held to what ``SFUMATO_KERNELS`` names; None where they were not built.
+
+    Raises:
+        InputError: the switch has another value, or names kernels that cannot run here.
+    """
+    asked = _asked()
+    if asked in _NONE:
         return None
+    found = _built()
+    if asked:
+        _hold_to(found, asked)
+    return found
+
+
+def _hold_to(found: ctypes.CDLL | None, asked: str) -> None:
+    """Use the kernels for this instruction set and no better ones."""
+    if found is None:
+        raise InputError(
+            f"{SWITCH} asks for the kernels for {asked}, but no kernels were built.",
+            hint=f"Install sfumato again where there is a C compiler, or unset {SWITCH}.",
+        )
+    has = found.sfumato_features()
+    if not has & _BITS[asked]:
+        names = ", ".join(name for name, bit in _BITS.items() if has & bit)
+        raise InputError(
+            f"{SWITCH} asks for the kernels for {asked}, but this processor lacks it; it has"
+            f" {names or 'none that there are kernels for'}.",
+            hint=f"Unset {SWITCH} to use the best that there is.",
+        )
+    names = list(_BITS)
+    found.sfumato_use(sum(_BITS[name] for name in names[: names.index(asked) + 1]))
+
+
+def _built() -> ctypes.CDLL | None:
     for suffix in EXTENSION_SUFFIXES:
         path = Path(__file__).with_name(f"_kernels{suffix}")
         if path.is_file():
@@ -185,14 +239,16 @@ def feature_names() -> list[str]:
     found = features()
     if found & AVX512:
         found &= ~AVX2
-    return [name for bit, name in _NAMES.items() if found & bit]
+    return [name for name, bit in _BITS.items() if found & bit]
 
 
 def describe() -> str:
-    """One line on whether the kernels are in use, and why not."""
+    """One line on whether the kernels are in use, for which instructions, and why not."""
+    asked = _asked()
     if features():
-        return f"in use ({', '.join(feature_names())})"
+        chosen = f"; {SWITCH}={asked}" if asked else ""
+        return f"in use ({', '.join(feature_names())}{chosen})"
     if switched_off():
-        return "switched off by SFUMATO_KERNELS=0"
+        return f"switched off by {SWITCH}={asked}"
     built = library() is not None
     return "none for this processor" if built else "not built; torch computes alone"

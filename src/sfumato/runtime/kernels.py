@@ -4,7 +4,7 @@
 attention and norms in main memory are computed by `sfumato.native` where that is faster, and
 everything else, as well as everything with gradients, goes on to torch. Networks enter it
 themselves. A package without the compiled library works alike, only slower; so it does with
-``SFUMATO_KERNELS=0`` in the environment, or inside ``using(False)``.
+``SFUMATO_KERNELS=none`` in the environment, or inside ``using(False)``.
 """
 
 from __future__ import annotations

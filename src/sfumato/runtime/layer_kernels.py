@@ -46,7 +46,9 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor 
         return None
     columns, length = weight.shape
     rows = input.numel() // length if length else 0
-    if not _product_pays(rows, length, columns, weight.dtype) or not _plain(input, weight, bias):
+    if not linear_pays(weight.dtype) or not _product_pays(rows, length, columns, weight.dtype):
+        return None
+    if not _plain(input, weight, bias):
         return None
     y = torch.empty((*input.shape[:-1], columns), dtype=input.dtype)
     _multiply(input.contiguous(), weight, bias, y, rows)
@@ -108,6 +110,19 @@ def emulated(dtype: torch.dtype) -> bool:
     but the smallest.
     """
     return dtype is torch.bfloat16 and multiplied_as("bfloat16") == "float32"
+
+
+def linear_pays(dtype: torch.dtype) -> bool:
+    """Whether linear layers of this type are faster here than in torch, if they are large enough.
+
+    Measured on one core with layers of a Stable Diffusion step, in turn with torch. On a Zen 4 the
+    kernels reach 1.1 times torch's rate in bfloat16 and 1.2 times in float32. On an Intel Skylake,
+    in float32, MKL's products are better: the kernels reach 0.81 to 0.88 of its rate with AVX-512,
+    and 0.82 to 1.04 with both held to AVX2. So torch computes these wherever there is no
+    instruction for bfloat16. (1x1 convolutions reach 0.89 to 1.14 and stay here, and so does all
+    that is `emulated`.)
+    """
+    return emulated(dtype) or multiplied_as("bfloat16") == "bfloat16"
 
 
 def winograd_tile(channels: int, columns: int, pixels: int, dtype: torch.dtype) -> int:
