@@ -7,7 +7,7 @@ clock of a shared machine drifts.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from importlib.util import find_spec
 from typing import Any
 
@@ -16,24 +16,27 @@ import numpy as np
 #: Products of square matrices of this size: large enough for the full rate.
 EDGE = 2048
 OPERATIONS = 2 * EDGE**3
-#: Times that each product is repeated; the fastest counts.
-REPEATS = 3
+#: Times that each product is repeated, the fastest counts; and seconds after which one is enough:
+#: where a processor has no bfloat16, some libraries take minutes.
+REPEATS, PATIENCE = 3, 1.0
 
 
-def products(threads: int) -> dict[str, dict[str, Callable[[], Any]]]:
-    """For each precision the ways in which libraries multiply two matrices."""
+def products(threads: int, precisions: Collection[str]) -> dict[str, dict[str, Callable[[], Any]]]:
+    """For each of these precisions the ways in which libraries multiply two matrices."""
     import torch
 
     torch.set_num_threads(threads)
     table: dict[str, dict[str, Callable[[], Any]]] = {}
-    for name in ("float32", "bfloat16"):
+    for name in {"float32", "bfloat16"} & set(precisions):
         a, b = (torch.randn(EDGE, EDGE).to(getattr(torch, name)) for _ in range(2))
         table[name] = {"torch": lambda a=a, b=b: a @ b, "oneDNN, packed": packed(a, b)}
-    c, d = (torch.randint(-100, 100, (EDGE, EDGE), dtype=torch.int8) for _ in range(2))
-    table["int8"] = {"torch": lambda: torch._int_mm(c, d)}
+    if "int8" in precisions:
+        c, d = (torch.randint(-100, 100, (EDGE, EDGE), dtype=torch.int8) for _ in range(2))
+        table["int8"] = {"torch": lambda: torch._int_mm(c, d)}
     if find_spec("openvino") is not None:
         for name, hint in (("float32", "f32"), ("bfloat16", "bf16")):
-            table[name]["OpenVINO"] = by_openvino(hint, threads)
+            if name in table:
+                table[name]["OpenVINO"] = by_openvino(hint, threads)
     return table
 
 
@@ -68,8 +71,8 @@ def measure(table: dict[str, dict[str, Callable[[], Any]]]) -> dict[str, dict[st
     for precision, ways in table.items():
         rates[precision] = {}
         for name, product in ways.items():
-            times = []
-            for _ in range(REPEATS):
+            times: list[float] = []
+            while len(times) < REPEATS and sum(times) < PATIENCE:
                 started = time.perf_counter()
                 product()
                 times.append(time.perf_counter() - started)

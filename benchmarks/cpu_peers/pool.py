@@ -188,7 +188,7 @@ class Run:
         """
         with ExitStack() as stack:
             ceiling = stack.enter_context(Process(CEILING, self.job, outputs))
-            ceiling.ask(load=True)
+            ceiling.ask(load=sorted({record.precision for record in records}))
             loaded: dict[str, Process] = {}
             for record in records:
                 say(f"loading {record.name}")
@@ -230,7 +230,7 @@ class Run:
 
     @staticmethod
     def _load(record: Record, process: Process) -> None:
-        answer = process.ask(load=True)
+        answer = process.ask(load=[])
         if record.ready is None:
             record.ready = time.perf_counter() - process.started
         record.peak = answer["peak"]

@@ -1,7 +1,7 @@
 """A process that loads one contender and then does as the lines on its standard input say.
 
     {"prepare": true}                 convert what has to be converted; then it ends
-    {"load": true}                    answers when a step could be taken
+    {"load": []}                      answers when a step could be taken; the list is of precisions
     {"run": {"size": ..., ...}}       takes a step, answers with the time
 
 Every answer is a line of JSON on what was standard output at first; anything that libraries print
@@ -15,6 +15,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -52,12 +53,12 @@ class Worker:
             module.prepare(self.job, **contender.options)
         return {"prepared": time.perf_counter() - started, "peak": peak()}
 
-    def load(self) -> dict[str, Any]:
-        """Load, up to where a step could be taken."""
+    def load(self, precisions: Sequence[str] = ()) -> dict[str, Any]:
+        """Load, up to where a step could be taken; or what the ceiling is measured in."""
         if self.name == CEILING:
             from benchmarks.cpu_peers import ceiling
 
-            self.products = ceiling.products(self.job.threads)
+            self.products = ceiling.products(self.job.threads, precisions)
             return {"ready": True, "peak": peak()}
         contender = find([self.name])[0]
         module = importlib.import_module(f"benchmarks.cpu_peers.{contender.module}")
@@ -87,7 +88,7 @@ def serve(worker: Worker, orders: TextIO, answers: TextIO) -> None:
         if "prepare" in order:
             answer = worker.prepare()
         elif "load" in order:
-            answer = worker.load()
+            answer = worker.load(order["load"])
         else:
             answer = worker.run(Shape(**order["run"]))
         answers.write(json.dumps(answer) + "\n")

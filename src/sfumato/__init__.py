@@ -48,7 +48,12 @@ if TYPE_CHECKING:
         WeightsMismatchError,
     )
     from sfumato.jax.controlnet import FlaxControlNetModel
-    from sfumato.jax.models import FlaxAutoencoderKL, FlaxCLIPTextModel, FlaxUNet2DConditionModel
+    from sfumato.jax.models import (
+        FlaxAutoencoderKL,
+        FlaxCLIPTextModel,
+        FlaxCLIPVisionModel,
+        FlaxUNet2DConditionModel,
+    )
     from sfumato.jax.pipeline import FlaxStableDiffusionPipeline, FlaxStableDiffusionPipelineOutput
     from sfumato.jax.safety import FlaxStableDiffusionSafetyChecker
     from sfumato.jax.schedulers import (
@@ -159,6 +164,7 @@ _MODULE_OF = {
     "FlaxStableDiffusionSafetyChecker": "sfumato.jax.safety",
     "FlaxUNet2DConditionModel": "sfumato.jax.models",
     "FlaxCLIPTextModel": "sfumato.jax.models",
+    "FlaxCLIPVisionModel": "sfumato.jax.models",
     "FlaxControlNetModel": "sfumato.jax.controlnet",
     "FlaxAutoencoderKL": "sfumato.jax.models",
     "FlaxStableDiffusionInpaintPipeline": "sfumato.jax.with_pictures",
@@ -322,6 +328,7 @@ __all__ = [
     "EulerDiscreteScheduler",
     "FlaxAutoencoderKL",
     "FlaxCLIPTextModel",
+    "FlaxCLIPVisionModel",
     "FlaxControlNetModel",
     "FlaxDDIMScheduler",
     "FlaxDDPMScheduler",

@@ -12,7 +12,6 @@ from PIL import Image
 from sfumato.checkpoints.png import encode_png, read_recipe
 from sfumato.cli.backends import BACKENDS, choose
 from sfumato.cli.request import build_request
-from sfumato.cli.saving import Saving
 from tests.command import Run, run_process
 
 SMALL = ("a red apple", "--steps", 3, "--seed", 5)
@@ -23,7 +22,7 @@ def backend_of(replay: Path | None = None, backend: str | None = None, **given: 
         "loras": [], "lora_dir": None, "model": None, "count": 1, "device": "auto",
         "threads": None,
     }  # fmt: skip
-    for name in ("model", "count", "device", "threads", "saving"):
+    for name in ("model", "count", "device", "threads"):
         if name in given:
             options[name] = given.pop(name)
     prompts = (given.pop("prompt", "a cat"),)
@@ -63,7 +62,7 @@ def test_everything_else_is_drawn_by_torch(model: Path) -> None:
         {"tiling": "x"},
         {"hires_scale": 2.0},
         {"seed": 1, "variation_seed": 2, "variation_strength": 0.2},
-        {"saving": Saving(vae_tiling=True)},
+        {"memory": "vae-tiling"},
     ]
     for given in cases:
         assert backend_of(**given) == "torch", given

@@ -17,6 +17,7 @@ from tests.pipelines.tiny import WIDTH, tiny_pipeline
 
 jax = pytest.importorskip("jax")
 
+from sfumato.jax.devices import replicate, shard  # noqa: E402
 from sfumato.jax.pipeline import FlaxStableDiffusionPipeline  # noqa: E402
 
 KEY = jax.random.PRNGKey(0)
@@ -165,6 +166,31 @@ def test_pictures_are_judged_as_in_torch(judged_folder: Path) -> None:
     pipeline.save_pretrained(judged_folder / "again", params)
     _, reread = FlaxStableDiffusionPipeline.from_pretrained(judged_folder / "again")
     assert same(params["safety_checker"], reread["safety_checker"])
+
+
+def test_the_picture_that_is_found_is_the_one_that_is_blackened(
+    judged_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline, params = FlaxStableDiffusionPipeline.from_pretrained(judged_folder)
+    ids = pipeline.prepare_inputs(["a", "b", "c"])
+    checked = pipeline.safety_checker.check
+
+    def third_alone(images: Any, *others: Any) -> Any:
+        _, flags = checked(images, *others)
+        assert images.shape == (3, 16, 16, 3) and len(flags) == 3
+        keep = np.array([1, 1, 0], np.float32)[:, None, None, None]
+        return images * keep, [False, False, True]
+
+    monkeypatch.setattr(pipeline.safety_checker, "check", third_alone)
+    for args in (
+        (ids, params, KEY),
+        (shard(ids, 1), replicate(params, 1), jax.random.split(KEY, 1)),
+    ):
+        out = pipeline(*args, 1, jit=False)
+        assert out.images.shape == (*args[0].shape[:-1], 16, 16, 3)
+        assert out.nsfw_content_detected == [False, False, True]
+        brightest = np.asarray(out.images).reshape(3, -1).max(axis=1)
+        assert (brightest > 0).tolist() == [True, True, False]
 
 
 def test_a_folder_is_loaded_without_its_checker_when_asked(judged_folder: Path) -> None:

@@ -19,7 +19,9 @@ jax = pytest.importorskip("jax")
 
 from sfumato.jax.pipeline import FlaxStableDiffusionPipeline  # noqa: E402
 from sfumato.jax.schedulers import functional  # noqa: E402
+from tests.jax.noise import Bank  # noqa: E402
 
+KEY = jax.random.PRNGKey(0)
 #: Samplers of every kind: with and without noise of their own, of one and of several calls.
 SAMPLERS = [
     "PNDMScheduler", "DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler",
@@ -59,49 +61,67 @@ def scheduler(name: str, **options: Any) -> Any:
     return cls(**{k: v for k, v in {**wanted, **options}.items() if k in known})
 
 
+def use_scheduler(
+    both: Any, scheduler: Any, steps: int, monkeypatch: pytest.MonkeyPatch, eta: float = 0.0
+) -> Bank | None:
+    """Give both pipelines a scheduler, and torch the noise that JAX draws of `KEY`, if any."""
+    pipeline, _, torch_pipe = both
+    monkeypatch.setattr(pipeline, "scheduler", scheduler)
+    torch_pipe.scheduler = scheduler
+    plan = functional(type(scheduler)).from_config(scheduler.config).plan(steps, eta=eta)
+    return Bank(KEY, plan, (1, 4, 8, 8)) if plan.draws.any() else None
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_every_sampler_that_is_a_table_draws_as_in_torch(name: str, both: Any) -> None:
+def test_every_sampler_that_is_a_table_draws_as_in_torch(
+    name: str, both: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pipeline, params, torch_pipe = both
-    torch_pipe.scheduler = scheduler(name)
     noise, steps = latents(1), 5
-    ids, key = pipeline.prepare_inputs(["a cat"]), jax.random.PRNGKey(0)
-    before, pipeline.scheduler = pipeline.scheduler, scheduler(name)
-    found = pipeline(ids, params, key, steps, latents=noise, jit=False).images
-    pipeline.scheduler = before
-    if name == "DDPMScheduler":  # draws its own noise, from another source
-        assert found.shape == (1, 16, 16, 3)
-        return
-    expected = torch_images(torch_pipe, ["a cat"], noise, num_inference_steps=steps)
+    drawn = use_scheduler(both, scheduler(name), steps, monkeypatch)
+    ids = pipeline.prepare_inputs(["a cat"])
+    found = pipeline(ids, params, KEY, steps, latents=noise, jit=False).images
+    expected = torch_images(
+        torch_pipe, ["a cat"], noise, num_inference_steps=steps, generator=drawn
+    )
     assert np.abs(np.asarray(found) - expected).max() < 1e-4
 
 
 @pytest.mark.parametrize(("name", "named"), sorted(NAMED.items()))
 def test_every_sampler_of_k_diffusion_and_comfyui_draws_as_in_torch(
-    name: str, named: Any, both: Any
+    name: str, named: Any, both: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline, params, torch_pipe = both
-    torch_pipe.scheduler = KDiffusionScheduler(**SD_SCHEDULER, sampler=name)
     noise, steps, scale = latents(1), 5, 0.8 if named.wants_negative else 5.0
-    ids, key = pipeline.prepare_inputs(["a cat", "a dog"]), jax.random.PRNGKey(0)
-    before, pipeline.scheduler = pipeline.scheduler, torch_pipe.scheduler
+    k_scheduler = KDiffusionScheduler(**SD_SCHEDULER, sampler=name)
+    drawn = use_scheduler(both, k_scheduler, steps, monkeypatch)
+    ids = pipeline.prepare_inputs(["a cat", "a dog"])
     options: dict[str, Any] = {"guidance_scale": scale, "latents": noise}
-
-    def draw() -> Any:
-        return pipeline(ids[:1], params, key, steps, neg_prompt_ids=ids[1:], **options).images
-
-    try:
-        found = np.asarray(draw())
-        draws = functional(KDiffusionScheduler).from_config(torch_pipe.scheduler.config)
-        if draws.plan(steps).draws.any():  # noise of its own, from another source
-            assert np.isfinite(found).all()
-            return
-    finally:
-        pipeline.scheduler = before
+    images = pipeline(ids[:1], params, KEY, steps, neg_prompt_ids=ids[1:], **options).images
     expected = torch_images(
         torch_pipe, ["a cat"], noise, negative_prompt=["a dog"], num_inference_steps=steps,
-        guidance_scale=scale,
+        guidance_scale=scale, generator=drawn,
     )  # fmt: skip
-    assert np.abs(found - expected).max() < 1e-4
+    assert np.abs(np.asarray(images) - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize(("name", "eta"), [("DDIMScheduler", 0.6), ("TCDScheduler", 0.3)])
+@pytest.mark.parametrize("jit", [True, False])
+def test_a_share_of_fresh_noise_is_that_of_torch(
+    name: str, eta: float, jit: bool, both: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline, params, torch_pipe = both
+    noise, ids = latents(1), pipeline.prepare_inputs("a cat")
+    images = []
+    for share in (0.0, eta):
+        drawn = use_scheduler(both, scheduler(name), 4, monkeypatch, share)
+        found = pipeline(ids, params, KEY, 4, latents=noise, jit=jit, eta=share).images
+        expected = torch_images(
+            torch_pipe, ["a cat"], noise, num_inference_steps=4, eta=share, generator=drawn
+        )
+        assert np.abs(np.asarray(found) - expected).max() < 1e-4
+        images.append(expected)
+    assert np.abs(images[0] - images[1]).max() > 1e-2
 
 
 @pytest.mark.parametrize("jit", [True, False])

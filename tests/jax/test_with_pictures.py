@@ -51,7 +51,7 @@ def noise(batch: int = 1, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ["PNDMScheduler", "EulerDiscreteScheduler", "DDIMScheduler"])
-@pytest.mark.parametrize("strength", [0.3, 1.0])
+@pytest.mark.parametrize("strength", [0.0, 0.3, 1.0])
 def test_image_to_image_agrees_with_torch(
     img2img: Any, name: str, strength: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,6 +76,7 @@ def test_pictures_are_encoded_and_no_strength_gives_them_back(img2img: Any) -> N
     ids, image = mine.prepare_inputs(["a cat"], picture)
     assert image.shape == (1, 3, 18, 16) and -1 <= image.min() < image.max() <= 1
     image = image[:, :, :16]
+    mine.scheduler = scheduler("DDIMScheduler")  # PNDM has a call more than steps
     found = np.asarray(mine(ids, image, params, KEY, strength=0.0).images)
     with torch.no_grad():
         mode = theirs.vae.encode(torch.from_numpy(image)).latent_dist
@@ -143,15 +144,40 @@ def test_bad_pictures_are_refused(img2img: Any, plain: Any) -> None:
         as_pictures(Image.new("RGB", (7, 9)), 8)
     with pytest.raises(InputError, match="differ in size"):
         as_pictures([Image.new("RGB", (8, 8)), Image.new("RGB", (8, 9))], 8)
-    with pytest.raises(InputError, match="has to be a PIL image or an array"):
-        as_pictures("cat.png", 8)
+    for wrong in ("cat.png", 7, None, [], [None], np.array(["a"])):
+        for read in (lambda form: as_pictures(form, 8), lambda form: as_masks(form, 8, 8)):
+            with pytest.raises(ImageError, match="Input is in incorrect format"):
+                read(wrong)
+    with pytest.raises(InputError, match=r"an array \(H, W, 3\) in 0..1 but is an array \(8, 8\)"):
+        as_pictures(np.zeros((8, 8)), 8)
+    with pytest.raises(InputError, match=r"an array \(H, W\) in 0..1 but is an array \(8, 8, 3\)"):
+        as_masks(np.zeros((1, 8, 8, 3)), 8, 8)
     with pytest.raises(InputError, match="strength"):
         mine(ids, noise(), params, KEY, strength=1.5)
     with pytest.raises(InputError, match="`height` is 64, but the picture's is 16"):
         mine(ids, noise(), params, KEY, height=64)
-    with pytest.raises(InputError, match="2 pictures cannot be shared out among 1 prompts"):
+    with pytest.raises(InputError, match="Cannot duplicate `image` of batch size 2 to 1 text"):
         mine(ids, noise(2), params, KEY)
     with pytest.raises(InputError, match="NaN or infinity"):
         mine(ids, np.full((1, 4, 8, 8), np.nan, np.float32), params, KEY)
-    with pytest.raises(InputError, match="those of the picture"):
-        plain[0](ids, np.ones((1, 1, 16, 16), np.float32), noise(), plain[1], KEY, height=64)
+    mask = np.ones((1, 1, 16, 16), np.float32)
+    with pytest.raises(InputError, match="`height` is 64, but the picture's is 16"):
+        plain[0](ids, mask, noise(), plain[1], KEY, height=64)
+    with pytest.raises(InputError, match="`mask` has to be an array"):
+        plain[0](ids, mask.repeat(2, 1), noise(), plain[1], KEY)
+    with pytest.raises(InputError, match="value of strength should"):
+        mine(ids, noise(), params, KEY, strength=float("nan"))
+
+
+def test_pictures_of_other_libraries_and_of_sizes_that_are_no_multiples_of_eight(
+    img2img: Any,
+) -> None:
+    mine, params, _ = img2img
+    array = np.random.default_rng(0).random((1, 3, 10, 14)).astype(np.float32)
+    for form in (jax.numpy.asarray(array), torch.from_numpy(array)):
+        assert np.array_equal(as_pictures(form, 2), array)
+    assert as_masks(torch.ones(1, 1, 4, 4), 4, 4).min() == 1
+    ids = mine.prepare_inputs("a cat")
+    assert mine(ids, array, params, KEY, num_inference_steps=2).images.shape == (1, 10, 14, 3)
+    with pytest.raises(InputError, match="The sides of a picture have to be divisible by 2"):
+        mine(ids, array[:, :, :9], params, KEY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import random
@@ -95,6 +96,29 @@ def test_files_are_read_by_either_library(name: str, tmp_path: Path) -> None:
     loaded = getattr(ours, name).from_pretrained(tmp_path / "other", subfolder="scheduler")
     assert public(loaded.config) == public(other.config)
     assert set(loaded.config) >= {"_class_name", "_diffusers_version"}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_settings_are_attributes_too_though_deprecated(name: str) -> None:
+    mine, other = made(ours, name), made(theirs, name)
+    for setting in public(other.config):
+        assert hasattr(mine, setting), setting
+    first = next(iter(public(other.config)))
+    with pytest.warns(FutureWarning, match=rf"config\.{first}"):
+        assert getattr(mine, first) == mine.config[first]
+    with pytest.raises(AttributeError, match="no attribute 'bets'"):
+        mine.bets  # noqa: B018
+    assert not hasattr(copy.copy(object.__new__(type(mine))), "anything")  # before its settings
+
+
+def test_settings_are_changed_by_the_private_name_as_pipelines_of_diffusers_do() -> None:
+    scheduler = ours.DDIMScheduler(steps_offset=0)
+    scheduler._internal_dict = {**scheduler.config, "steps_offset": 1, "clip_sample": False}
+    assert (scheduler.config.steps_offset, scheduler.config.clip_sample) == (1, False)
+    unset = set(scheduler.config["_use_default_values"])
+    assert {"beta_start", "timestep_spacing"} <= unset
+    scheduler.set_timesteps(4)
+    assert scheduler.timesteps.tolist() == [751, 501, 251, 1]
 
 
 def test_a_configuration_is_written_to_a_file_and_never_uploaded(tmp_path: Path) -> None:

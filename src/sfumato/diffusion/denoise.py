@@ -103,15 +103,20 @@ def denoise(
         output = as_guidance(guidance)(model, seen, timestep, seen_context)
         x, denoised = solver.step(row, x, output, draw)
         if check_finite and not namespace(x).isfinite(x).all():
-            raise NumericalError(
-                f"NaN or infinity in step {row + 1} of {len(solver)}, timestep {timestep:g}.",
-                hint="16-bit floats overflow in some models: try float32 or bfloat16.",
-            )
+            raise broken_in_step(row, len(solver), float(timestep))
         step = Step(x, seen_context, guidance, row, timestep, denoised, output, seen)
         yield step
         x, guidance = step.x, step.guidance
         if step.context is not seen_context:  # a consumer's change goes before what was planned
             context = step.context
+
+
+def broken_in_step(row: int, rows: int, timestep: float) -> NumericalError:
+    """The error of a row, counted from 0, after which x has NaN or infinity in it."""
+    return NumericalError(
+        f"NaN or infinity in step {row + 1} of {rows}, timestep {timestep:g}.",
+        hint="16-bit floats overflow in some models: try float32 or bfloat16.",
+    )
 
 
 def _run(plan: Plan, x: Any) -> Solver:

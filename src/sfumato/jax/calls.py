@@ -13,8 +13,8 @@ from jax import Array
 from jax.sharding import Mesh
 
 from sfumato.errors import InputError
-from sfumato.jax.devices import make_mesh, unreplicate
-from sfumato.pipelines.number_checks import finite_number, image_size
+from sfumato.jax.devices import is_replicated, make_mesh, unreplicate
+from sfumato.pipelines.number_checks import finite_number, image_size, shown
 
 #: What a pipeline needs of ``params`` to draw.
 NEEDED = ("text_encoder", "unet", "vae")
@@ -56,12 +56,22 @@ def read_call(
     guidance_scale: Any,
     latents: Any,
     size: tuple[int | None, int | None],
+    of_picture: bool = False,
 ) -> Call:
     """Check and unify; see `FlaxStableDiffusionPipeline.__call__`.
+
+    Args:
+        pipeline: that is called.
+        prompt_ids, neg_prompt_ids, params, prng_seed, guidance_scale, latents: as it was given.
+        size: height and width in pixels; None is the model's own.
+        of_picture: whether the size is that of a given picture rather than the caller's wish.
 
     Raises:
         InputError: an argument is of the wrong shape or out of range.
     """
+    for name in (*NEEDED, "tokenizer", "scheduler"):
+        if getattr(pipeline, name) is None:
+            raise InputError(f"The pipeline must have `{name}` for drawing.")
     ids = _ids("prompt_ids", prompt_ids, pipeline)
     devices = ids.shape[0] if ids.ndim == 3 else None
     if devices is not None and devices > jax.local_device_count():
@@ -72,8 +82,7 @@ def read_call(
     ids = ids.reshape(-1, ids.shape[-1])
     batch = ids.shape[0]
     if neg_prompt_ids is None:
-        negative = _ids("prompt_ids", pipeline.prepare_inputs([""]), pipeline)
-        negative = jnp.broadcast_to(negative, ids.shape)
+        negative = jnp.broadcast_to(pipeline.tokens([""], ids.shape[1]), ids.shape)
     else:
         negative = _ids("neg_prompt_ids", neg_prompt_ids, pipeline)
         negative = negative.reshape(-1, negative.shape[-1])
@@ -83,12 +92,12 @@ def read_call(
             f" and {ids.shape}.",
             hint="Prepare one negative prompt per prompt.",
         )
-    shape = _latent_shape(pipeline, batch, size)
+    shape = _latent_shape(pipeline, batch, size, of_picture)
     mesh = None if devices is None or devices == 1 else make_mesh(devices, local=True)
     return Call(
         ids=ids,
         negative_ids=negative,
-        params=_params(params, devices),
+        params=_params(params, devices, pipeline.safety_checker is not None),
         keys=_keys(prng_seed, devices),
         scale=_scale(guidance_scale, batch),
         latents=_latents(latents, shape),
@@ -98,12 +107,23 @@ def read_call(
     )
 
 
+def _array(name: str, given: Any, wanted: str, hint: str = "") -> np.ndarray[Any, Any]:
+    """``given`` as an array of numbers, or `InputError` that it has to be what is ``wanted``."""
+    try:
+        array = np.asarray(given)
+    except (TypeError, ValueError, RuntimeError):  # such as lists of several lengths
+        array = np.array(None)
+    if array.dtype.kind not in "biufc" and not jnp.issubdtype(array.dtype, jnp.floating):
+        raise InputError(f"`{name}` has to be {wanted} but is {shown(given)}.", hint=hint)
+    return array
+
+
 def _ids(name: str, ids: Any, pipeline: Any) -> Array:
-    array = np.asarray(ids)
+    wanted, hint = "integers (batch, length)", f"{name} = pipeline.prepare_inputs(['a cat'])"
+    array = _array(name, ids, wanted, hint)
     if array.ndim not in (2, 3) or array.dtype.kind not in "iu" or 0 in array.shape:
         raise InputError(
-            f"`{name}` has to be integers (batch, length) but is {array.dtype} {array.shape}.",
-            hint=f"{name} = pipeline.prepare_inputs(['a cat'])",
+            f"`{name}` has to be {wanted} but is {array.dtype} {array.shape}.", hint=hint
         )
     rows = pipeline.text_encoder.config.vocab_size
     if array.min() < 0 or array.max() >= rows:
@@ -113,13 +133,20 @@ def _ids(name: str, ids: Any, pipeline: Any) -> Array:
 
 def _scale(given: Any, batch: int) -> Array:
     """One scale per picture."""
-    if np.ndim(given) == 0 and not hasattr(given, "dtype"):
+    if not isinstance(given, list | tuple) and np.ndim(given) == 0:
         given = finite_number("guidance_scale", given)
-    array = np.asarray(given, np.float32).reshape(-1)
+    array = _array("guidance_scale", given, "a number, or one per picture,").reshape(-1)
+    if array.dtype.kind in "bc":
+        raise InputError(
+            f"`guidance_scale` has to be real numbers but is of type {array.dtype}.",
+            hint="Pass one number, or one per picture.",
+        )
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32)
     if not np.isfinite(array).all():
         raise InputError("`guidance_scale` has NaN or infinity in it.")
     if array.size not in (1, batch):
-        if batch % array.size:
+        if array.size == 0 or batch % array.size:
             raise InputError(
                 f"`guidance_scale` has {array.size} numbers for a batch of {batch} pictures.",
                 hint="Pass one number, or one per picture.",
@@ -128,17 +155,33 @@ def _scale(given: Any, batch: int) -> Array:
     return jnp.asarray(np.broadcast_to(array, (batch,)))
 
 
+def check_plain(pipeline: Any) -> None:
+    """Raise `InputError` unless the UNet takes latents and nothing else."""
+    taken, channels = pipeline.unet.config.in_channels, pipeline.vae.config.latent_channels
+    if taken != channels:
+        raise InputError(
+            f"The unet has {taken} input channels, but the vae makes latents of {channels}.",
+            hint="Models for inpainting are for FlaxStableDiffusionInpaintPipeline.",
+        )
+
+
 def _latent_shape(
-    pipeline: Any, batch: int, size: tuple[int | None, int | None]
+    pipeline: Any, batch: int, size: tuple[int | None, int | None], of_picture: bool
 ) -> tuple[int, int, int, int]:
     factor = pipeline.vae_scale_factor
     trained = pipeline.unet.config.sample_size
     if None in size and trained is None:
         raise InputError("The UNet has no default size.", hint="Pass `height` and `width`.")
     sides = [trained, trained] if isinstance(trained, int) else list(trained or (0, 0))
-    height, width = image_size(
-        *(side * factor if own is None else own for own, side in zip(size, sides, strict=True))
+    height, width = (
+        side * factor if own is None else own for own, side in zip(size, sides, strict=True)
     )
+    if not of_picture:
+        height, width = image_size(height, width)
+    elif height % factor or width % factor or not height or not width:
+        raise InputError(
+            f"The sides of a picture have to be divisible by {factor} but are {height} and {width}."
+        )
     channels = pipeline.vae.config.latent_channels
     return batch, channels, height // factor, width // factor
 
@@ -146,30 +189,30 @@ def _latent_shape(
 def _latents(given: Any, shape: tuple[int, int, int, int]) -> Array | None:
     if given is None:
         return None
-    array = jnp.asarray(given)
+    wanted = f"a floating-point array {shape}"
+    array = given if isinstance(given, Array) else _array("latents", given, wanted)
     array = array.reshape(-1, *array.shape[2:]) if array.ndim == 5 else array
     if array.shape != shape:
         raise InputError(f"Unexpected latents shape, got {array.shape}, expected {shape}")
     if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise InputError(
-            f"`latents` has to be a floating-point array {shape} but is of type {array.dtype}."
-        )
+        raise InputError(f"`latents` has to be {wanted} but is of type {array.dtype}.")
     if not bool(jnp.isfinite(array).all()):
         raise InputError("`latents` has NaN or infinity in it.")
-    return array
+    return jnp.asarray(array)
 
 
 def _keys(given: Any, devices: int | None) -> Array:
     """Keys with one axis before them: one for all, or one per device."""
-    key = jnp.asarray(given)
+    hint = "jax.random.PRNGKey(seed)"
+    key = given if isinstance(given, Array) else _array("prng_seed", given, "a key", hint)
+    key = jnp.asarray(key)
     typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    if not typed and (key.dtype != jnp.uint32 or key.ndim == 0):
-        raise InputError(
-            f"`prng_seed` has to be a key but is {key.dtype} {key.shape}.",
-            hint="jax.random.PRNGKey(seed)",
-        )
-    single = key.ndim == (0 if typed else 1)
-    if single:
+    own = () if typed else jax.random.PRNGKey(0).shape
+    axes = key.ndim - len(own)
+    fits = axes in (0, 1) and key.shape[axes:] == own
+    if not fits or not (typed or key.dtype == jnp.uint32):
+        raise InputError(f"`prng_seed` has to be a key but is {key.dtype} {key.shape}.", hint=hint)
+    if axes == 0:
         return key[None]
     if devices is None or key.shape[0] != devices:
         raise InputError(
@@ -179,20 +222,31 @@ def _keys(given: Any, devices: int | None) -> Array:
     return key
 
 
-def _params(params: Mapping[str, Any], devices: int | None) -> Mapping[str, Any]:
-    """Parameters without an axis of devices."""
+def _params(params: Any, devices: int | None, judged: bool) -> Mapping[str, Any]:
+    """Parameters without an axis of devices; with those of a safety checker, if ``judged``."""
     if not isinstance(params, Mapping):
         raise InputError(
             f"`params` has to be a dictionary but is {type(params)}.",
             hint="pipeline, params = ...from_pretrained(...)",
         )
-    missing = [name for name in NEEDED if name not in params]
+    needed = (*NEEDED, "safety_checker") if judged else NEEDED
+    missing = [name for name in needed if name not in params]
     if missing:
         raise InputError(
             f"`params` lacks {', '.join(missing)}.",
             hint="Components that were passed to from_pretrained bring no parameters: add them.",
         )
-    bias = params["unet"].get("conv_in.bias")
-    if devices is not None and bias is not None and bias.ndim == 2:
-        return {name: unreplicate(params[name]) for name in params if name != "scheduler"}
-    return params
+    for name in needed:
+        if not isinstance(params[name], Mapping):
+            raise InputError(
+                f"`params['{name}']` has to be a dictionary but is {type(params[name])}.",
+                hint="pipeline, params = ...from_pretrained(...)",
+            )
+    if not is_replicated(params):
+        return params
+    if devices is None:
+        raise InputError(
+            "`params` has an axis of devices, but `prompt_ids` has none.",
+            hint="Shard the prompts too, or pass the parameters as they were loaded.",
+        )
+    return {name: unreplicate(params[name]) for name in params if name != "scheduler"}

@@ -11,7 +11,7 @@ noise = unet.apply(
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from sfumato.graph.controlnet import controlnet
-from sfumato.jax.models import FlaxModelMixin, refuse_training, scope
+from sfumato.graph.unet_shapes import controlnet_shapes
+from sfumato.jax.mixin import FlaxModelMixin, refuse_training, scope
 from sfumato.models.controlnet_config import ControlNetConfig
 from sfumato.outputs import BaseOutput
 
@@ -37,6 +38,9 @@ class FlaxControlNetModel(FlaxModelMixin[ControlNetConfig]):
 
     config_class = ControlNetConfig
     class_name = "ControlNetModel"
+
+    def shapes(self, found: Container[str] = ()) -> dict[str, tuple[int, ...]]:
+        return controlnet_shapes(self.config)
 
     def apply(
         self,

@@ -8,6 +8,7 @@ devices (`replicate`, `shard`); it is understood, and answered in the same form.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +67,12 @@ def replicate(tree: Any, devices: int | None = None) -> Any:
 def unreplicate(tree: Any) -> Any:
     """The inverse of `replicate`."""
     return jax.tree.map(lambda leaf: leaf[0], tree)
+
+
+def is_replicated(params: Mapping[str, Any]) -> bool:
+    """Whether a pipeline's parameters have an axis of devices, as `replicate` gives them."""
+    bias = params.get("unet", {}).get("conv_in.bias")
+    return getattr(bias, "ndim", 1) == 2
 
 
 def shard(tree: Any, devices: int | None = None) -> Any:

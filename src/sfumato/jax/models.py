@@ -9,169 +9,24 @@ under the names of the safetensors files (see `sfumato.jax.params`), and ``apply
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
-from os import PathLike
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from sfumato.checkpoints.atomic import atomic_directory
-from sfumato.checkpoints.files import checked_path
-from sfumato.checkpoints.hub import HubModel, local_copy
-from sfumato.checkpoints.hub_files import network_files
-from sfumato.checkpoints.hub_names import take_hub_options
-from sfumato.checkpoints.jsonfile import write_json
-from sfumato.checkpoints.places import model_root, read_config, subfolder_of
-from sfumato.checkpoints.weight_files import base_names, obsolete_weights
-from sfumato.config import Config
-from sfumato.errors import ConfigError, InputError, did_you_mean
-from sfumato.graph import autoencoder, clip_text, unet
+from sfumato.errors import InputError
+from sfumato.graph import autoencoder, clip_text, clip_vision, unet
+from sfumato.graph.shapes import autoencoder_shapes, clip_text_shapes, clip_vision_shapes
 from sfumato.graph.unet import Residuals
-from sfumato.graph.weights import Weights
-from sfumato.jax.ops import JaxOps
-from sfumato.jax.params import (
-    Params,
-    cast_floating,
-    random_params,
-    read_params,
-    write_params,
-)
+from sfumato.graph.unet_shapes import unet_shapes
+from sfumato.jax.mixin import FlaxModelMixin, refuse_training, scope
 from sfumato.models.autoencoder_config import AutoencoderKLConfig
 from sfumato.models.unet_config import UNet2DConditionConfig
 from sfumato.outputs import BaseOutput
-from sfumato.text.clip_config import CLIPTextConfig
-
-C = TypeVar("C", bound=Config)
-
-#: Keywords of upstream's loaders that mean nothing here: weights need no conversion, attention is
-#: always blocked, and heads are always apart.
-_WITHOUT_EFFECT = ("from_pt", "from_flax", "use_memory_efficient_attention", "split_head_dim")
-
-
-class FlaxModelMixin(Generic[C]):
-    """Base of the models.
-
-    Args:
-        config: the configuration, or a mapping of it.
-        dtype: in which ``apply`` computes; parameters of other types are converted on the way.
-        fields: fields of the configuration.
-    """
-
-    config_class: ClassVar[type[Config]]
-    weights_name: ClassVar[str] = "diffusion_pytorch_model.safetensors"
-    #: What the files' configuration calls the class.
-    class_name: ClassVar[str]
-
-    def __init__(
-        self,
-        config: Mapping[str, Any] | None = None,
-        /,
-        dtype: Any = jnp.float32,
-        **fields: Any,
-    ) -> None:
-        known = [name for name in self.config_class.__dataclass_fields__ if name != "explicit"]
-        for name in fields:
-            if name not in known:
-                raise ConfigError(
-                    f"{type(self).__name__} has no option `{name}`.{did_you_mean(name, known)}"
-                )
-        if isinstance(config, self.config_class):
-            made = config.replace(**fields) if fields else config
-        else:
-            made = self.config_class.from_dict({**(config or {}), **fields})
-        self.config: C = made  # pyright: ignore[reportAttributeAccessIssue]
-        self.dtype = jnp.dtype(dtype)
-        self.ops: Any = JaxOps(dtype)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | PathLike[str],
-        dtype: Any = jnp.float32,
-        *,
-        subfolder: str | None = None,
-        variant: str | None = None,
-        **kwargs: Any,
-    ) -> tuple[Self, Params]:
-        """A model and its parameters from a folder in diffusers' layout, or from the hub.
-
-        Args:
-            pretrained_model_name_or_path: the folder or the hub's name.
-            dtype: in which to compute; the parameters keep the type that they have in the file.
-            subfolder: a folder in it, such as ``unet``.
-            variant: such as ``"fp16"``.
-            kwargs: fields of the configuration to override; how to ask the hub; ``from_pt``,
-                ``use_memory_efficient_attention`` and ``split_head_dim`` are accepted and needed
-                no longer.
-
-        Raises:
-            ModelNotFoundError: no such folder, or no safetensors in it.
-            CheckpointError: a file is damaged.
-            ConfigError: the configuration is wrong.
-        """
-        hub = take_hub_options(kwargs)
-        overrides = {name: value for name, value in kwargs.items() if name not in _WITHOUT_EFFECT}
-
-        def needed(model: HubModel) -> list[str]:
-            return network_files(
-                model, folder=subfolder, bases=base_names(cls), variant=variant,
-                use_safetensors=True, fall_back=True,
-            )  # fmt: skip
-
-        path = local_copy(pretrained_model_name_or_path, hub, needed)
-        root = model_root(path)
-        folder = subfolder_of(root, path, subfolder)
-        config = read_config(folder, "config.json", root)
-        model = cls({**config, **overrides}, dtype=dtype)
-        params = read_params(folder, cls, root=root, variant=variant)
-        return model, params
-
-    def save_pretrained(
-        self,
-        save_directory: str | PathLike[str],
-        params: Mapping[str, Any],
-        is_main_process: bool = True,
-    ) -> None:
-        """Write the folder that `from_pretrained` reads, and so do the torch classes.
-
-        Args:
-            save_directory: the folder; made when missing.
-            params: the parameters, not replicated.
-            is_main_process: False writes nothing, for all but one of several processes.
-        """
-        if not is_main_process:
-            return
-        with atomic_directory(checked_path(save_directory), obsolete=obsolete_weights) as folder:
-            write_params(folder / self.weights_name, params)
-            write_json(folder / "config.json", self._config_to_write())
-
-    def init_weights(self, rng: Array) -> Params:
-        """Random parameters: normal, with one over the inputs as variance; norms change nothing.
-
-        Names and shapes are those of the torch class, so this imports torch.
-
-        Args:
-            rng: a key of `jax.random`.
-        """
-        return random_params(self.class_name, self.config, rng)
-
-    def _config_to_write(self) -> dict[str, Any]:
-        return {"_class_name": self.class_name, **self.config.to_dict()}
-
-    def to_bf16(self, params: Mapping[str, Any], mask: Any = None) -> Params:
-        """The parameters in bfloat16; ``mask`` is a pytree of bools, False leaves a leaf as is."""
-        return cast_floating(params, jnp.bfloat16, mask)
-
-    def to_fp16(self, params: Mapping[str, Any], mask: Any = None) -> Params:
-        """The parameters in float16; see `to_bf16`."""
-        return cast_floating(params, jnp.float16, mask)
-
-    def to_fp32(self, params: Mapping[str, Any], mask: Any = None) -> Params:
-        """The parameters in float32; see `to_bf16`."""
-        return cast_floating(params, jnp.float32, mask)
+from sfumato.text.clip_config import CLIPTextConfig, CLIPVisionConfig
 
 
 @dataclass
@@ -204,6 +59,15 @@ class FlaxCLIPTextOutput(BaseOutput):
     text_embeds: Array | None = None
 
 
+@dataclass
+class FlaxCLIPVisionOutput(BaseOutput):
+    """What the vision encoder returns; see `sfumato.graph.clip_vision.VisionStates`."""
+
+    last_hidden_state: Array
+    pooler_output: Array
+    image_embeds: Array | None = None
+
+
 class FlaxDiagonalGaussianDistribution:
     """Independent normal distributions; the axis of the channels is the second.
 
@@ -226,26 +90,14 @@ class FlaxDiagonalGaussianDistribution:
         return self.mean
 
 
-def scope(variables: Mapping[str, Any]) -> Weights:
-    """The weights in what ``apply`` is given: ``{"params": params}``, or the parameters alone."""
-    params = variables.get("params", variables)
-    return Weights(params)
-
-
-def refuse_training(train: bool) -> None:
-    """Raise `InputError` unless ``train``, an argument of upstream's networks, is False."""
-    if train:
-        raise InputError(
-            "`train` has to be False: the JAX networks are for drawing.",
-            hint="Train with `sfumato train`.",
-        )
-
-
 class FlaxUNet2DConditionModel(FlaxModelMixin[UNet2DConditionConfig]):
     """The UNet; its configuration is that of `UNet2DConditionModel`."""
 
     config_class = UNet2DConditionConfig
     class_name = "UNet2DConditionModel"
+
+    def shapes(self, found: Container[str] = ()) -> dict[str, tuple[int, ...]]:
+        return unet_shapes(self.config)
 
     def apply(
         self,
@@ -304,10 +156,22 @@ class FlaxAutoencoderKL(FlaxModelMixin[AutoencoderKLConfig]):
     config_class = AutoencoderKLConfig
     class_name = "AutoencoderKL"
 
+    def shapes(self, found: Container[str] = ()) -> dict[str, tuple[int, ...]]:
+        return autoencoder_shapes(self.config)
+
     def encode(
-        self, variables: Mapping[str, Any], sample: Array, return_dict: bool = True
+        self,
+        variables: Mapping[str, Any],
+        sample: Array,
+        deterministic: bool = True,
+        return_dict: bool = True,
     ) -> FlaxAutoencoderKLOutput | tuple[FlaxDiagonalGaussianDistribution]:
-        """Pictures ``(N, 3, H, W)`` in -1..1 to a distribution of latents, not scaled yet."""
+        """Pictures ``(N, 3, H, W)`` in -1..1 to a distribution of latents, not scaled yet.
+
+        The channels of the latents are their second axis, as everywhere; diffusers' class had them
+        last here. ``deterministic`` is about dropout, and has to be True.
+        """
+        refuse_training(not deterministic, "deterministic", True)
         moments = autoencoder.encode(self.ops, scope(variables), self.config, sample)
         posterior = FlaxDiagonalGaussianDistribution(moments.astype(jnp.float32))
         return FlaxAutoencoderKLOutput(posterior) if return_dict else (posterior,)
@@ -342,6 +206,11 @@ class FlaxCLIPTextModel(FlaxModelMixin[CLIPTextConfig]):
     weights_name = "model.safetensors"
     class_name = "CLIPTextModel"
 
+    def shapes(self, found: Container[str] = ()) -> dict[str, tuple[int, ...]]:
+        projection = "text_projection.weight"
+        width = (self.config.projection_dim, self.config.hidden_size)
+        return clip_text_shapes(self.config) | ({projection: width} if projection in found else {})
+
     def apply(
         self,
         variables: Mapping[str, Any],
@@ -370,7 +239,68 @@ class FlaxCLIPTextModel(FlaxModelMixin[CLIPTextConfig]):
         out = states.last_hidden_state, states.pooled
         return FlaxCLIPTextOutput(*out, states.text_embeds) if return_dict else out
 
-    __call__ = apply
+    def __call__(
+        self,
+        input_ids: Array,
+        attention_mask: Array | None = None,
+        position_ids: None = None,
+        params: Mapping[str, Any] | None = None,
+        dropout_rng: None = None,
+        train: bool = False,
+        *,
+        return_dict: bool = True,
+    ) -> FlaxCLIPTextOutput | tuple[Array, Array]:
+        """`apply`, as transformers' class is called: ``text_encoder(ids, params=params)[0]``.
+
+        Args:
+            input_ids, attention_mask, return_dict: see `apply`.
+            position_ids, dropout_rng: have to be None.
+            params: the parameters; a model has none of its own.
+            train: has to be False.
+        """
+        refuse_training(train)
+        if params is None or position_ids is not None or dropout_rng is not None:
+            raise InputError(
+                "The text encoder takes `params`, and neither `position_ids` nor `dropout_rng`.",
+                hint='text_encoder(ids, params=params["text_encoder"])',
+            )
+        return self.apply(params, input_ids, attention_mask, return_dict=return_dict)
+
+    def _config_to_write(self) -> dict[str, Any]:
+        config = super()._config_to_write()
+        return {"architectures": [config.pop("_class_name")], **config}
+
+
+class FlaxCLIPVisionModel(FlaxModelMixin[CLIPVisionConfig]):
+    """CLIP's vision encoder; its configuration is that of `CLIPVisionModel`."""
+
+    config_class = CLIPVisionConfig
+    weights_name = "model.safetensors"
+    class_name = "CLIPVisionModel"
+
+    def shapes(self, found: Container[str] = ()) -> dict[str, tuple[int, ...]]:
+        projection = "visual_projection.weight"
+        width = (self.config.projection_dim, self.config.hidden_size)
+        own = clip_vision_shapes(self.config)
+        return own | ({projection: width} if projection in found else {})
+
+    def apply(
+        self, variables: Mapping[str, Any], pixel_values: Array, return_dict: bool = True
+    ) -> FlaxCLIPVisionOutput | tuple[Array, Array]:
+        """Encode pictures ``(N, 3, H, W)`` as `CLIPImageProcessor` makes them.
+
+        Args:
+            variables: ``{"params": params}`` or the parameters; with ``visual_projection`` among
+                them there are ``image_embeds`` too.
+            pixel_values: the pictures.
+            return_dict: return an output object rather than a tuple.
+
+        Raises:
+            InputError: pictures of another size.
+        """
+        states = clip_vision.clip_vision(self.ops, scope(variables), self.config, pixel_values)
+        out = states.last_hidden_state, states.pooled
+        return FlaxCLIPVisionOutput(*out, states.image_embeds) if return_dict else out
 
     def _config_to_write(self) -> dict[str, Any]:
         config = super()._config_to_write()

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from sfumato.errors import InputError
 from sfumato.graph.ops import Activation
-from sfumato.graph.weights import Weights
+from sfumato.graph.weights import Weights, check_width
 from sfumato.jax import forms
 
 ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
@@ -33,6 +34,24 @@ ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
 }
 
 
+def floating_type(dtype: Any) -> Any:
+    """A type to compute in; None is float32.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        found = jax.dtypes.canonicalize_dtype(jnp.float32 if dtype is None else dtype)
+    except TypeError:
+        found = None
+    if found is None or not jnp.issubdtype(found, jnp.floating) or found.itemsize < 2:
+        raise InputError(
+            f"`dtype` has to be one of jnp.float32, jnp.bfloat16 and jnp.float16 but is"
+            f" {str(dtype)[:80]!r}."
+        )
+    return found
+
+
 class JaxOps:
     """`sfumato.graph.ops.Ops` on traced or concrete JAX arrays.
 
@@ -42,7 +61,7 @@ class JaxOps:
     """
 
     def __init__(self, dtype: Any = jnp.float32) -> None:
-        self.dtype = jnp.dtype(dtype)
+        self.dtype = floating_type(dtype)
 
     # -- numbers from outside -------------------------------------------------------------------
 
@@ -85,12 +104,14 @@ class JaxOps:
         padding: tuple[int, int, int, int] = (0, 0, 0, 0),
     ) -> Array:
         weight = self.weight(layer, "weight")
+        check_width(layer, x.shape[3], weight.shape[1])
         return forms.convolve(x, weight, self._bias(layer), stride=stride, padding=padding)
 
     def group_norm(
         self, x: Array, layer: Weights, groups: int, eps: float, act: Activation | None = None
     ) -> Array:
         weight, bias = (self.weight(layer, name) for name in ("weight", "bias"))
+        check_width(layer, x.shape[3], weight.shape[0])
         silu = act == "silu"
         out = forms.group_norm(x, weight, bias, groups=groups, eps=eps, silu=silu)
         return out if act is None or silu else ACTIVATIONS[act](out)
@@ -130,13 +151,16 @@ class JaxOps:
     # -- plain arrays ---------------------------------------------------------------------------
 
     def linear(self, x: Array, layer: Weights) -> Array:
-        return forms.linear(x, self.weight(layer, "weight"), self._bias(layer))
+        weight = self.weight(layer, "weight")
+        check_width(layer, x.shape[-1], weight.shape[1])
+        return forms.linear(x, weight, self._bias(layer))
 
     def layer_norm(self, x: Array, layer: Weights, eps: float) -> Array:
         wide = x.astype(jnp.float32)
         centred = wide - wide.mean(axis=-1, keepdims=True)
         variance = jnp.square(centred).mean(axis=-1, keepdims=True)
         weight, bias = (self.weight(layer, name) for name in ("weight", "bias"))
+        check_width(layer, x.shape[-1], weight.shape[0])
         return (centred * lax.rsqrt(variance + eps) * weight + bias).astype(x.dtype)
 
     def geglu(self, x: Array) -> Array:

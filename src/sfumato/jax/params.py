@@ -20,6 +20,9 @@ from safetensors.numpy import save_file
 
 from sfumato.checkpoints.arrays import StoredTensor, read_weight_files
 from sfumato.checkpoints.atomic import atomic_path
+from sfumato.checkpoints.comparison import compare
+from sfumato.checkpoints.files import shown
+from sfumato.checkpoints.mapping import CHECK_MAPPED_BELOW
 from sfumato.checkpoints.weight_files import base_names, check_variant, find_weights
 from sfumato.models.legacy import rename_legacy_keys
 
@@ -28,36 +31,45 @@ Params = dict[str, Array]
 
 def read_params(
     folder: Path,
-    model_class: type[Any],
+    model: Any,
     *,
     root: Path,
     variant: str | None = None,
     dtype: Any = None,
 ) -> Params:
-    """The weights in a network's folder.
+    """The weights in a network's folder; those that it does not have are left out.
 
     Args:
         folder: with safetensors files in diffusers' or transformers' naming.
-        model_class: of the network; it tells the names of the files.
+        model: the network, a `sfumato.jax.mixin.FlaxModelMixin`: it tells the names of the files,
+            and names and shapes of the weights.
         root: the folder that no link may leave.
         variant: such as ``"fp16"``.
         dtype: of the arrays; None keeps that of the file.
 
     Raises:
         ModelNotFoundError: there are no such files.
-        CheckpointError: a file is damaged.
+        CheckpointError: a file is damaged, has NaN or infinity in it, or does not fit the network.
     """
     check_variant(variant)
     files = find_weights(
         folder,
-        base_names(model_class),
+        base_names(type(model)),
         root=root,
         variant=variant,
         use_safetensors=True,
         fall_back=True,
     )
-    tensors = rename_legacy_keys(read_weight_files(files))
-    return {name: as_array(tensor, dtype) for name, tensor in tensors.items()}
+    where = shown(files.paths[0] if files.weight_map is None else folder)
+    found = read_weight_files(files)
+    shapes = {name: tensor.shape for name, tensor in found.items()}
+    tensors = rename_legacy_keys(found)
+    expected = model.shapes(tensors)
+    compare(expected, shapes, where, model.class_name)
+    small = all(path.stat().st_size < CHECK_MAPPED_BELOW for path in files.paths)
+    for name in expected:
+        tensors[name].require_numbers(finite=small)
+    return {name: as_array(tensors[name], dtype) for name in expected}
 
 
 def as_array(tensor: StoredTensor, dtype: Any = None) -> Array:
@@ -72,23 +84,15 @@ def as_array(tensor: StoredTensor, dtype: Any = None) -> Array:
     return jnp.asarray(raw, dtype=dtype if floating else None)
 
 
-def random_params(class_name: str, config: Mapping[str, Any], key: Array) -> Params:
-    """Random parameters of a network; see `sfumato.jax.models.FlaxModelMixin.init_weights`.
+def random_params(shapes: Mapping[str, tuple[int, ...]], key: Array) -> Params:
+    """Random parameters; see `sfumato.jax.mixin.FlaxModelMixin.init_weights`.
 
     Args:
-        class_name: of the class in torch, which knows their names and shapes.
-        config: of the network.
+        shapes: by name.
         key: of `jax.random`.
     """
-    import torch
-
-    import sfumato
-
-    with torch.device("meta"):
-        shapes = getattr(sfumato, class_name).from_config(dict(config)).state_dict()
     made: Params = {}
-    for number, (name, like) in enumerate(sorted(shapes.items())):
-        shape = tuple(like.shape)
+    for number, (name, shape) in enumerate(sorted(shapes.items())):
         if len(shape) > 1:
             drawn = jax.random.normal(jax.random.fold_in(key, number), shape)
             made[name] = drawn * np.prod(shape[1:]) ** -0.5

@@ -9,12 +9,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from sfumato.diffusion.plan import Limit, Plan
@@ -47,6 +49,21 @@ class Inputs(NamedTuple):
     known: tuple[Array, Array, Array, Array] | None = None
 
 
+class Drawn(NamedTuple):
+    """What a drawing comes to.
+
+    Attributes:
+        images: ``(B, H, W, 3)`` in 0..1, float32.
+        broken: number of the first row after which some picture had NaN or infinity in it, or the
+            number of rows.
+        sound: whether no picture has, as the decoder gave it.
+    """
+
+    images: Array
+    broken: Array
+    sound: Array
+
+
 class Settings(NamedTuple):
     """What a compiled program is made for.
 
@@ -63,10 +80,17 @@ class Settings(NamedTuple):
     tells_negative: bool = False
 
     @classmethod
-    def of(cls, plan: Plan, scale: Array, clip_skip: int = 0) -> Self:
-        """For a sampler and the guidance of each picture."""
+    def of(cls, plan: Plan, scale: Array, clip_skip: int = 0, distilled: bool = False) -> Self:
+        """For a sampler and the guidance of each picture.
+
+        Args:
+            plan: the sampler's table.
+            scale: of the guidance, ``(B,)``.
+            clip_skip: see above.
+            distilled: whether the network is told the scale, and needs no negative answer.
+        """
         tells = plan.wants_negative
-        guide = bool((scale > (0 if tells else 1)).any())
+        guide = not distilled and bool((scale > (0 if tells else 1)).any())
         return cls(plan.limit, guide, clip_skip, guide and tells)
 
 
@@ -78,11 +102,11 @@ class Program:
     text_encoder: FlaxCLIPTextModel
     unet: FlaxUNet2DConditionModel
 
-    def draw(self, params: Mapping[str, Any], inputs: Inputs, settings: Settings) -> Array:
-        """Pictures ``(B, H, W, 3)`` in 0..1, float32."""
+    def draw(self, params: Mapping[str, Any], inputs: Inputs, settings: Settings) -> Drawn:
+        """The whole way from ids and noise to pictures."""
         assert inputs.rows is not None
         context = self.encode(params, inputs, settings)
-        x = sample(
+        x, broken = sample(
             self._network(params, inputs, context, settings),
             inputs.x,
             inputs.rows,
@@ -90,16 +114,27 @@ class Program:
             settings.limit,
             after=self._after(inputs),
         )
-        return self.decode(params, x)
+        images, sound = self.decode(params, x)
+        return Drawn(images, broken.min(), sound)
 
     def encode(self, params: Mapping[str, Any], inputs: Inputs, settings: Settings) -> Array:
-        """The context: of the negative prompts first, then of the prompts; or of these alone."""
-        ids = inputs.ids
-        if settings.guide:
-            ids = jnp.concatenate([inputs.negative_ids, ids])
+        """The context: of the negative prompts first, then of the prompts; or of these alone.
+
+        As in torch, no layers are left out for negative prompts.
+        """
         weights = cast_floating(params["text_encoder"], self.text_encoder.dtype)
-        encoded: Any = self.text_encoder.apply(weights, ids, clip_skip=settings.clip_skip)
-        return encoded.last_hidden_state
+        skip = settings.clip_skip
+
+        def states(ids: Array, clip_skip: int) -> Array:
+            mask = words(ids, self.text_encoder.config.eos_token_id)
+            found: Any = self.text_encoder.apply(weights, ids, mask, clip_skip=clip_skip)
+            return found.last_hidden_state
+
+        if not settings.guide:
+            return states(inputs.ids, skip)
+        if skip:
+            return jnp.concatenate([states(inputs.negative_ids, 0), states(inputs.ids, skip)])
+        return states(jnp.concatenate([inputs.negative_ids, inputs.ids]), 0)
 
     def begin(self, inputs: Inputs) -> Progress:
         """Before the first row."""
@@ -133,25 +168,28 @@ class Program:
         after = self._after(inputs)
         return progress if after is None else progress._replace(x=after(progress.x, number))
 
-    def decode(self, params: Mapping[str, Any], x: Array) -> Array:
-        """Latents to pictures ``(B, H, W, 3)`` in 0..1."""
+    def decode(self, params: Mapping[str, Any], x: Array) -> tuple[Array, Array]:
+        """Latents to pictures ``(B, H, W, 3)`` in 0..1, and whether the numbers were finite."""
         latents = x / self.vae.config.scaling_factor
         weights = cast_floating(params["vae"], self.vae.dtype)
         decoded: Any = self.vae.decode(weights, latents)
-        images = (decoded.sample.astype(jnp.float32) / 2 + 0.5).clip(0, 1)
-        return images.transpose(0, 2, 3, 1)
+        images = decoded.sample.astype(jnp.float32)
+        sound = jnp.isfinite(images).all()
+        return (images / 2 + 0.5).clip(0, 1).transpose(0, 2, 3, 1), sound
 
     def _network(
         self, params: Mapping[str, Any], inputs: Inputs, context: Array, settings: Settings
     ) -> Network:
         """The network, with the channels that are given to it and the guidance around it."""
         weights = cast_floating(params["unet"], self.unet.dtype)  # once, not in every step
+        width = self.unet.config.time_cond_proj_dim
+        told = None if width is None else waves(inputs.scale - 1, width)
 
         def predict(x: Array, timestep: Array) -> Array:
             if inputs.extra is not None:
                 times = x.shape[0] // inputs.extra.shape[0]
                 x = jnp.concatenate([x, jnp.concatenate([inputs.extra] * times)], axis=1)
-            out: Any = self.unet.apply(weights, x, timestep, context)
+            out: Any = self.unet.apply(weights, x, timestep, context, timestep_cond=told)
             return out.sample
 
         return guided(predict, inputs.scale, settings.guide, settings.tells_negative)
@@ -173,6 +211,27 @@ class Program:
             return (1 - mask) * known + mask * x
 
         return keep
+
+
+def words(ids: Array, end: int) -> Array:
+    """Ones ``(B, L)`` up to the end of each text, and zeros for the padding behind it."""
+    # The token 2 is the mistake of early checkpoints: see CLIPTextConfig.
+    last = (ids if end == 2 else ids == end).argmax(axis=1)
+    return (jnp.arange(ids.shape[1]) <= last[:, None]).astype(jnp.float32)
+
+
+def waves(w: Array, width: int) -> Array:
+    """Scales ``(B,)`` less one as waves ``(B, width)``, for distilled networks.
+
+    The counterpart of `sfumato.pipelines.stages.guidance_scale_embedding`.
+    """
+    half = width // 2
+    exponents = np.arange(half, dtype=np.float32) * np.float32(-math.log(10_000.0) / (half - 1))
+    # Rounded once, because angles are in the thousands.
+    frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
+    angles = (1000.0 * w[:, None]) * frequencies[None]
+    found = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
+    return jnp.pad(found, ((0, 0), (0, width % 2)))
 
 
 def normal(keys: Array, shape: tuple[int, ...]) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import jax
@@ -14,7 +14,8 @@ from PIL import Image
 
 from sfumato.errors import InputError
 from sfumato.graph.clip_vision import clip_vision
-from sfumato.jax.models import FlaxModelMixin, scope
+from sfumato.graph.shapes import safety_checker_shapes
+from sfumato.jax.mixin import FlaxModelMixin, scope
 from sfumato.safety.scores import SafetyCheckerConfig, SafetyScores, judged
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,9 @@ class FlaxStableDiffusionSafetyChecker(FlaxModelMixin[SafetyCheckerConfig]):
     weights_name = "model.safetensors"
     class_name = "StableDiffusionSafetyChecker"
     policy = "black"
+
+    def shapes(self, found: Container[str] = ()) -> dict[str, tuple[int, ...]]:
+        return safety_checker_shapes(self.config)
 
     def scores(self, variables: Mapping[str, Any], clip_input: Array) -> list[SafetyScores]:
         """Compare pictures ``(B, 3, H, W)`` from the image processor with the concepts."""

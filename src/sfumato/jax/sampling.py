@@ -130,7 +130,7 @@ def sample(
     limit: Limit | None = None,
     *,
     after: Callable[[Array, Array], Array] | None = None,
-) -> Array:
+) -> tuple[Array, Array]:
     """Pass through all rows.
 
     Args:
@@ -142,22 +142,27 @@ def sample(
         after: what happens to x after each row; it is given the row's number too.
 
     Returns:
-        The finished latents, float32.
+        The finished latents, float32; and for each picture the number of the first row that made
+        NaN or infinity of it, or the number of rows where none did.
     """
+    rows_in_all = rows.timesteps.shape[0]
 
-    def body(progress: Progress, item: tuple[Array, Rows]) -> tuple[Progress, None]:
-        number, row = item
+    def body(
+        carry: tuple[Progress, Array], item: tuple[Array, Rows]
+    ) -> tuple[tuple[Progress, Array], None]:
+        (progress, broken), (number, row) = carry, item
         x = progress.x
         output = network(x * row.input_scale, row.timesteps)
         drawn = lax.cond(row.draws, noise, lambda _: jnp.zeros_like(x), number)
         progress, _ = advance(row, progress, output, drawn, limit)
         if after is not None:
             progress = progress._replace(x=after(progress.x, number))
-        return progress, None
+        sound = jnp.isfinite(progress.x).all(axis=(1, 2, 3))
+        return (progress, jnp.where(sound, broken, jnp.minimum(broken, number))), None
 
-    numbers = jnp.arange(rows.timesteps.shape[0])
-    progress, _ = lax.scan(body, begin(x, rows), (numbers, rows))
-    return progress.x
+    start = begin(x, rows), jnp.full(x.shape[0], rows_in_all, jnp.int32)
+    (progress, broken), _ = lax.scan(body, start, (jnp.arange(rows_in_all), rows))
+    return progress.x, broken
 
 
 def guided(

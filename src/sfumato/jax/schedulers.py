@@ -8,7 +8,9 @@ through ``jit`` and ``scan``. The arithmetic is that of the torch-free tables (s
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
@@ -18,13 +20,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
 from sfumato import schedulers
 from sfumato.diffusion.plan import Limit, Plan
 from sfumato.errors import InputError
 from sfumato.jax.sampling import Progress, Rows, advance, begin, rows_of
 from sfumato.outputs import BaseOutput
-from sfumato.pipelines.number_checks import whole_number
+from sfumato.pipelines.number_checks import finite_number, whole_number
 
 
 @partial(
@@ -55,6 +58,11 @@ class SchedulerState:
     past: Array | None = None
     num_inference_steps: int | None = None
     limit: Limit | None = None
+
+    @property
+    def common(self) -> Self:
+        """The state itself: diffusers' states had ``alphas_cumprod`` one level below."""
+        return self
 
     def replace(self, **changes: Any) -> Self:
         """A copy with other fields."""
@@ -87,9 +95,14 @@ class FlaxScheduler:
     @classmethod
     def from_config(cls, config: Mapping[str, Any], **kwargs: Any) -> Self:
         """A scheduler with another's settings; see `sfumato.schedulers.base.Scheduler`."""
+        dtype = kwargs.pop("dtype", jnp.float32)
+        return cls.of(cls.inner_class.from_config(config, **kwargs), dtype)
+
+    @classmethod
+    def of(cls, inner: Any, dtype: Any = jnp.float32) -> Self:
+        """The functional form of a scheduler as it is, with what was set later than its making."""
         scheduler = cls.__new__(cls)
-        scheduler.dtype = kwargs.pop("dtype", jnp.float32)
-        scheduler._inner = cls.inner_class.from_config(config, **kwargs)
+        scheduler.dtype, scheduler._inner = dtype, copy(inner)
         return scheduler
 
     @classmethod
@@ -101,13 +114,17 @@ class FlaxScheduler:
     ) -> tuple[Self, SchedulerState]:
         """A scheduler and its first state, from a folder with a ``scheduler_config.json``."""
         inner = cls.inner_class.from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
-        scheduler = cls.from_config(inner.config)
+        scheduler = cls.of(inner)
         return scheduler, scheduler.create_state()
 
     @property
     def config(self) -> Any:
         """The settings."""
         return self._inner.config
+
+    def register_to_config(self, **changes: Any) -> None:
+        """Change settings; states of runs under way keep theirs."""
+        self._inner.register_to_config(**changes)
 
     def save_pretrained(self, save_directory: str | PathLike[str]) -> None:
         """Write ``scheduler_config.json``, which the torch class reads too."""
@@ -127,26 +144,41 @@ class FlaxScheduler:
         """Calls of the network per step."""
         return self._inner.order
 
-    def plan(self, num_inference_steps: int, start: int = 0) -> Plan:
+    def plan(self, num_inference_steps: int, start: int = 0, *, eta: float = 0.0) -> Plan:
         """The table of a run.
 
         Args:
             num_inference_steps: how many steps.
             start: the first of the timesteps to pass through.
+            eta: share of fresh noise, 0..1, where the scheduler takes one.
 
         Raises:
-            InputError: a number of steps out of range.
+            InputError: a number out of range.
         """
-        inner = self.inner_class.from_config(self._inner.config)  # states are never shared
+        inner = copy(self._inner)  # states are never shared
         whole_number("num_inference_steps", num_inference_steps, 1, len(inner))
+        eta = finite_number("eta", eta, 0, 1)
         inner.set_timesteps(num_inference_steps)
-        return inner.plan(start)
+        takes = "eta" in inspect.signature(inner.step).parameters
+        return inner.plan(start, eta=eta) if takes else inner.plan(start)
 
     def set_timesteps(
-        self, state: SchedulerState, num_inference_steps: int, shape: tuple[int, ...] = ()
+        self,
+        state: SchedulerState,
+        num_inference_steps: int,
+        shape: tuple[int, ...] = (),
+        *,
+        eta: float = 0.0,
     ) -> SchedulerState:
-        """The state of a run about to begin; ``shape``, of the samples, is not needed."""
-        plan = self.plan(num_inference_steps)
+        """The state of a run about to begin.
+
+        Args:
+            state: from `create_state`.
+            num_inference_steps: how many steps.
+            shape: of the samples; not needed.
+            eta: see `plan`.
+        """
+        plan = self.plan(num_inference_steps, eta=eta)
         rows = rows_of(plan)
         return state.replace(
             timesteps=jnp.asarray(plan.timesteps),
@@ -170,8 +202,9 @@ class FlaxScheduler:
         model_output: Array,
         timestep: Any,
         sample: Array,
-        key: Array | None = None,
         return_dict: bool = True,
+        *,
+        key: Array | None = None,
     ) -> FlaxSchedulerOutput | tuple[Array, SchedulerState]:
         """The next step.
 
@@ -180,16 +213,30 @@ class FlaxScheduler:
             model_output: the network's answer.
             timestep: at which it was asked.
             sample: what it was asked about, before `scale_model_input`.
-            key: for samplers that draw noise; without one they draw from a key of their own.
             return_dict: return an output object rather than a tuple.
+            key: for samplers that draw noise; without one they draw from a key of their own.
+
+        Raises:
+            InputError: there are no timesteps, or not this one, or the last step was taken.
         """
+        return self._advance(state, model_output, timestep, sample, key, return_dict)
+
+    def _advance(
+        self,
+        state: SchedulerState,
+        output: Array,
+        timestep: Any,
+        sample: Array,
+        key: Array | None,
+        return_dict: bool,
+    ) -> FlaxSchedulerOutput | tuple[Array, SchedulerState]:
         rows, at = _rows(state), self._row(state, timestep)
         x = sample.astype(jnp.float32)
         past = begin(x, rows).past if state.past is None else state.past
         key = jax.random.PRNGKey(0) if key is None else key
         row = jax.tree.map(lambda column: column[at], rows)
         noise = jax.random.normal(jax.random.fold_in(key, at), x.shape) * row.draws
-        progress, _ = advance(row, Progress(x, past), model_output, noise, state.limit)
+        progress, _ = advance(row, Progress(x, past), output, noise, state.limit)
         new = state.replace(row=at + 1, past=progress.past)
         result = progress.x.astype(sample.dtype)
         return FlaxSchedulerOutput(result, new) if return_dict else (result, new)
@@ -198,16 +245,37 @@ class FlaxScheduler:
         self, state: SchedulerState, original_samples: Array, noise: Array, timesteps: Array
     ) -> Array:
         """Noise pictures as in training, each at its own whole timestep ``(n,)``."""
-        share = state.alphas_cumprod[jnp.asarray(timesteps, jnp.int32)]
-        share = share.reshape(-1, *[1] * (original_samples.ndim - 1))
-        return jnp.sqrt(share) * original_samples + jnp.sqrt(1 - share) * noise
+        alpha, sigma = _levels(state, original_samples, timesteps)
+        return alpha * original_samples + sigma * noise
+
+    def get_velocity(
+        self, state: SchedulerState, sample: Array, noise: Array, timesteps: Array
+    ) -> Array:
+        """What a ``v_prediction`` network should answer: ``alpha * noise - sigma * sample``."""
+        alpha, sigma = _levels(state, sample, timesteps)
+        return alpha * noise - sigma * sample
 
     def _row(self, state: SchedulerState, timestep: Any) -> Array:
         """The number of the next row; at the first call, that of ``timestep``."""
         if timestep is None:
             return jnp.maximum(state.row, 0)
-        first = jnp.argmax(state.timesteps == jnp.asarray(timestep, state.timesteps.dtype))
-        return jnp.where(jnp.asarray(state.row) < 0, first, state.row)
+        found = state.timesteps == jnp.asarray(timestep, state.timesteps.dtype)
+        first = jnp.argmax(found)
+        # Of two alike the second, unless the first leads the list: see `Scheduler._index`.
+        second = jnp.argmax(found & (jnp.arange(found.size) > first))
+        first = jnp.where((found.sum() > 1) & (first > 0), second, first)
+        at = jnp.where(jnp.asarray(state.row) < 0, first, state.row)
+        if not isinstance(at, Tracer):  # while compiling, nobody knows
+            if at >= found.size:
+                raise InputError(
+                    "The last step was taken.", hint="state = scheduler.set_timesteps(state, steps)"
+                )
+            if int(state.row) < 0 and not found.any():
+                raise InputError(
+                    f"{float(timestep):g} is not one of the scheduler's timesteps.",
+                    hint="Pass one of `state.timesteps`.",
+                )
+        return at
 
     def __len__(self) -> int:
         return len(self._inner)
@@ -219,6 +287,13 @@ def _rows(state: SchedulerState) -> Rows:
             "The state has no timesteps.", hint="state = scheduler.set_timesteps(state, steps)"
         )
     return state.rows
+
+
+def _levels(state: SchedulerState, like: Array, timesteps: Array) -> tuple[Array, Array]:
+    """alpha and sigma at whole timesteps, shaped to be multiplied with ``like``."""
+    share = state.alphas_cumprod[jnp.asarray(timesteps, jnp.int32)]
+    share = share.reshape(-1, *[1] * (like.ndim - 1))
+    return jnp.sqrt(share), jnp.sqrt(1 - share)
 
 
 def functional(inner_class: type[Any]) -> type[FlaxScheduler]:
@@ -238,11 +313,39 @@ class FlaxDDIMScheduler(FlaxScheduler):
 
     inner_class = schedulers.DDIMScheduler
 
+    def step(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        state: SchedulerState,
+        model_output: Array,
+        timestep: Any,
+        sample: Array,
+        eta: float = 0.0,
+        return_dict: bool = True,
+        *,
+        key: Array | None = None,
+    ) -> FlaxSchedulerOutput | tuple[Array, SchedulerState]:
+        """The next step; ``eta`` is the share of fresh noise, see `FlaxScheduler.step`."""
+        if eta and state.num_inference_steps is not None:
+            state = state.replace(rows=rows_of(self.plan(state.num_inference_steps, eta=eta)))
+        return self._advance(state, model_output, timestep, sample, key, return_dict)
+
 
 class FlaxDDPMScheduler(FlaxScheduler):
     """`DDPMScheduler`, functional."""
 
     inner_class = schedulers.DDPMScheduler
+
+    def step(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        state: SchedulerState,
+        model_output: Array,
+        timestep: Any,
+        sample: Array,
+        key: Array | None = None,
+        return_dict: bool = True,
+    ) -> FlaxSchedulerOutput | tuple[Array, SchedulerState]:
+        """The next step; see `FlaxScheduler.step`."""
+        return self._advance(state, model_output, timestep, sample, key, return_dict)
 
 
 class FlaxPNDMScheduler(FlaxScheduler):

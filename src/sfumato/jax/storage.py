@@ -9,22 +9,20 @@ from typing import Any
 
 from sfumato import schedulers
 from sfumato.checkpoints.atomic import atomic_directory
-from sfumato.checkpoints.files import checked_path
+from sfumato.checkpoints.files import checked_path, is_regular, shown
 from sfumato.checkpoints.hub import HubModel, local_copy
 from sfumato.checkpoints.hub_files import joined, network_files, tokenizer_files
 from sfumato.checkpoints.hub_names import HubOptions
 from sfumato.checkpoints.jsonfile import write_json
 from sfumato.checkpoints.model_index import INDEX_NAME, ModelIndex, read_model_index
-from sfumato.checkpoints.weight_files import base_names
+from sfumato.checkpoints.places import read_config, subfolder_of
+from sfumato.checkpoints.weight_files import base_names, require_variant
 from sfumato.errors import ConfigError, InputError, did_you_mean
-from sfumato.jax.models import (
-    FlaxAutoencoderKL,
-    FlaxCLIPTextModel,
-    FlaxModelMixin,
-    FlaxUNet2DConditionModel,
-)
+from sfumato.jax.mixin import FlaxModelMixin
+from sfumato.jax.models import FlaxAutoencoderKL, FlaxCLIPTextModel, FlaxUNet2DConditionModel
 from sfumato.jax.safety import FlaxStableDiffusionSafetyChecker
 from sfumato.jax.schedulers import FlaxScheduler, functional
+from sfumato.pipelines.repairs import repair_sample_size
 from sfumato.safety.image_processor import CLIPImageProcessor
 from sfumato.text.tokenizer import CLIPTokenizer
 
@@ -33,6 +31,14 @@ NETWORKS: dict[str, type[FlaxModelMixin[Any]]] = {
     "vae": FlaxAutoencoderKL,
     "text_encoder": FlaxCLIPTextModel,
     "unet": FlaxUNet2DConditionModel,
+}
+#: The classes that a folder may name for what a pipeline has to have.
+_CLASSES: dict[str, tuple[str, ...]] = {
+    "vae": ("AutoencoderKL",),
+    "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
+    "unet": ("UNet2DConditionModel",),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "scheduler": schedulers.CLASS_NAMES,
 }
 _DIFFUSERS_VERSION = "0.35.2"
 
@@ -80,11 +86,18 @@ def read_pipeline(
         return files
 
     index = read_model_index(local_copy(path, hub, needed))
+    _check_index(index, given)
+    bases = {name: base_names(NETWORKS[name]) for name in wanted}
+    require_variant(lambda file: is_regular(index.root / file), bases, variant)
     components, params = dict(given), {}
     for name in wanted:
         components[name], params[name] = NETWORKS[name].from_pretrained(
             index.root, dtype, subfolder=name, variant=variant
         )
+    if "unet" in wanted:
+        config = read_config(index.root / "unet", "config.json", index.root)
+        version = str(config.get("_diffusers_version", ""))
+        repair_sample_size(components["unet"], version)
     if judge not in given and index.components.get(judge, (None, None))[1] is not None:
         components[judge], params[judge] = FlaxStableDiffusionSafetyChecker.from_pretrained(
             index.root, subfolder=judge, variant=variant
@@ -94,24 +107,43 @@ def read_pipeline(
             index.root, subfolder="feature_extractor"
         )
     if "tokenizer" not in components:
+        subfolder_of(index.root, index.root, "tokenizer")
         components["tokenizer"] = CLIPTokenizer.from_pretrained(index.root, subfolder="tokenizer")
     if "scheduler" not in components:
         components["scheduler"] = _scheduler(index)
     return components, params
 
 
+def _check_index(index: ModelIndex, given: Mapping[str, Any]) -> None:
+    """What the folder says it has is all that is needed, and of classes that are known here.
+
+    Raises:
+        InputError: something is missing.
+        ConfigError: a component is of another class.
+    """
+    needed = set(_CLASSES)
+    if missing := needed - set(given) - set(index.components):
+        raise InputError(
+            f"The pipeline needs {sorted(needed)}, but {shown(index.root / INDEX_NAME)} lacks"
+            f" {sorted(missing)}.",
+            hint=f"Pass {', '.join(sorted(missing))} as keyword arguments.",
+        )
+    for name, known in _CLASSES.items():
+        _, entry = index.components.get(name, (None, None))
+        if name in given or (entry or "").removeprefix("Flax") in known:
+            continue
+        raise ConfigError(
+            f"`{name}` in {shown(index.root / INDEX_NAME)} names the unknown class"
+            f" {str(entry)[:80]!r}.{did_you_mean(str(entry)[:80], known)}",
+            hint="Pass the component as a keyword argument.",
+        )
+
+
 def _scheduler(index: ModelIndex) -> FlaxScheduler:
     """The functional form of whichever scheduler the folder names."""
-    entry = index.components.get("scheduler", (None, None))[1] or ""
-    name = entry.removeprefix("Flax")
-    found = getattr(schedulers, name, None) if name.isidentifier() else None
-    if found is None or not hasattr(found, "config_class"):
-        raise ConfigError(
-            f"{INDEX_NAME} names the unknown scheduler {entry[:80]!r}."
-            f"{did_you_mean(name[:80], schedulers.__all__)}",
-            hint="Pass `scheduler=`.",
-        )
-    return functional(found).from_pretrained(index.root, "scheduler")[0]
+    name = (index.components["scheduler"][1] or "").removeprefix("Flax")
+    subfolder_of(index.root, index.root, "scheduler")
+    return functional(getattr(schedulers, name)).from_pretrained(index.root, "scheduler")[0]
 
 
 def as_functional(scheduler: Any) -> FlaxScheduler:
@@ -123,7 +155,7 @@ def as_functional(scheduler: Any) -> FlaxScheduler:
     if isinstance(scheduler, FlaxScheduler):
         return scheduler
     if hasattr(type(scheduler), "config_class") and hasattr(scheduler, "plan"):
-        return functional(type(scheduler)).from_config(scheduler.config)
+        return functional(type(scheduler)).of(scheduler)
     raise InputError(
         f"`scheduler` has to be a scheduler of sfumato but is {type(scheduler)}.",
         hint="For example FlaxDPMSolverMultistepScheduler.from_config(pipeline.scheduler.config).",

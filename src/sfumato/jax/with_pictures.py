@@ -7,7 +7,7 @@ happens to them after each step.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,10 @@ from jax import Array
 from sfumato.diffusion.plan import Plan
 from sfumato.errors import InputError
 from sfumato.jax import storage
-from sfumato.jax.calls import Call, read_call
+from sfumato.jax.calls import Call, check_plain, read_call
 from sfumato.jax.pictures import as_masks, as_pictures
 from sfumato.jax.pipeline import FlaxStableDiffusionPipeline, FlaxStableDiffusionPipelineOutput
-from sfumato.jax.program import Inputs, Settings, normal
+from sfumato.jax.program import Inputs, normal
 from sfumato.jax.sampling import rows_of
 from sfumato.pipelines.number_checks import check_strength, whole_number
 
@@ -53,6 +53,9 @@ class FlaxStableDiffusionImg2ImgPipeline(FlaxStableDiffusionPipeline):
         neg_prompt_ids: Array | np.ndarray[Any, Any] | None = None,
         return_dict: bool = True,
         jit: bool = False,
+        *,
+        clip_skip: int | None = None,
+        eta: float = 0.0,
     ) -> FlaxStableDiffusionPipelineOutput | tuple[Any, list[bool]]:
         """Draw on pictures.
 
@@ -65,7 +68,7 @@ class FlaxStableDiffusionImg2ImgPipeline(FlaxStableDiffusionPipeline):
             height, width: have to be those of the picture, where they are given.
             guidance_scale: as of `FlaxStableDiffusionPipeline`.
             noise: in place of a random draw, ``(B, C, h, w)``.
-            neg_prompt_ids, return_dict, jit: as of `FlaxStableDiffusionPipeline`.
+            neg_prompt_ids, return_dict, jit, clip_skip, eta: as of `FlaxStableDiffusionPipeline`.
 
         Raises:
             InputError: (a ``ValueError``) an argument is out of range.
@@ -74,12 +77,7 @@ class FlaxStableDiffusionImg2ImgPipeline(FlaxStableDiffusionPipeline):
         array = _merged(image)
         latent = array.shape[1] == self.vae.config.latent_channels != 3
         factor = self.vae_scale_factor if latent else 1
-        size = (array.shape[2] * factor, array.shape[3] * factor)
-        for name, given, own in (("height", height, size[0]), ("width", width, size[1])):
-            if given is not None and given != own:
-                raise InputError(
-                    f"`{name}` is {given}, but the picture's is {own}.", hint="Resize the picture."
-                )
+        size = _size(array.shape[2] * factor, array.shape[3] * factor, height, width)
         call = read_call(
             self,
             prompt_ids=prompt_ids,
@@ -89,11 +87,13 @@ class FlaxStableDiffusionImg2ImgPipeline(FlaxStableDiffusionPipeline):
             guidance_scale=guidance_scale,
             latents=noise,
             size=size,
+            of_picture=True,
         )
-        plan = plan_of_share(self, num_inference_steps, strength)
-        known = encoded(self, call, _shared(array, call.shape[0]), latent)
+        check_plain(self)
+        plan = plan_of_share(self, num_inference_steps, strength, eta)
+        known = encoded(self, call, _shared("image", array, call.shape[0]), latent)
         if plan is None:
-            return self._finish(call, self._decode(_drawing(call), known), return_dict)
+            return self._finish(call, self._decoded(_drawing(call), known), return_dict)
         drawn = normal(call.keys, call.shape) if call.latents is None else call.latents
         alpha, sigma = levels(plan)[0]
         inputs = Inputs(
@@ -104,12 +104,15 @@ class FlaxStableDiffusionImg2ImgPipeline(FlaxStableDiffusionPipeline):
             keys=call.keys,
             rows=rows_of(plan),
         )
-        images = self._compute(call, plan, inputs, Settings.of(plan, call.scale), jit)
+        settings = self._settings(plan, call.scale, clip_skip)
+        images = self._compute(call, plan, inputs, settings, jit)
         return self._finish(call, images, return_dict)
 
 
 class FlaxStableDiffusionInpaintPipeline(FlaxStableDiffusionPipeline):
     """Inpainting in JAX, with networks made for it (9 channels) and with plain ones."""
+
+    _outdated_settings: ClassVar[dict[str, Any]] = {"steps_offset": 1, "skip_prk_steps": True}
 
     def prepare_inputs(self, prompt: str | list[str], image: Any = None, mask: Any = None) -> Any:
         """Ids of prompts; with a picture also what is to stay of it, and the mask.
@@ -145,6 +148,9 @@ class FlaxStableDiffusionInpaintPipeline(FlaxStableDiffusionPipeline):
         neg_prompt_ids: Array | np.ndarray[Any, Any] | None = None,
         return_dict: bool = True,
         jit: bool = False,
+        *,
+        clip_skip: int | None = None,
+        eta: float = 0.0,
     ) -> FlaxStableDiffusionPipelineOutput | tuple[Any, list[bool]]:
         """Draw the masked part anew.
 
@@ -153,7 +159,7 @@ class FlaxStableDiffusionInpaintPipeline(FlaxStableDiffusionPipeline):
                 latents ``(B, C, h, w)``, scaled as the UNet knows them.
             params, prng_seed, num_inference_steps: as of `FlaxStableDiffusionPipeline`.
             height, width: are those of the picture.
-            guidance_scale, latents, neg_prompt_ids, return_dict, jit: as there.
+            guidance_scale, latents, neg_prompt_ids, return_dict, jit, clip_skip, eta: as there.
 
         Raises:
             InputError: (a ``ValueError``) an argument is out of range, or the network takes
@@ -163,7 +169,12 @@ class FlaxStableDiffusionInpaintPipeline(FlaxStableDiffusionPipeline):
         channels = self.vae.config.latent_channels
         latent = image.shape[1] == channels != 3
         factor = self.vae_scale_factor if latent else 1
-        size = (image.shape[2] * factor, image.shape[3] * factor)
+        size = _size(image.shape[2] * factor, image.shape[3] * factor, height, width)
+        if masks.shape[1] != 1:
+            raise InputError(
+                f"`mask` has to be an array (B, 1, H, W) but has the shape {masks.shape}.",
+                hint="pipeline.prepare_inputs(prompt, image, mask) makes it.",
+            )
         if self.unet.config.in_channels not in (channels, 2 * channels + 1):
             raise InputError(
                 f"The unet has {self.unet.config.in_channels} input channels; inpainting takes"
@@ -178,13 +189,12 @@ class FlaxStableDiffusionInpaintPipeline(FlaxStableDiffusionPipeline):
             prng_seed=prng_seed,
             guidance_scale=guidance_scale,
             latents=latents,
-            size=(height or size[0], width or size[1]),
+            size=size,
+            of_picture=True,
         )
-        if call.shape[2] * self.vae_scale_factor != size[0] or masks.shape[1] != 1:
-            raise InputError("`height` and `width` have to be those of the picture and the mask.")
-        plan = storage.as_functional(self.scheduler).plan(num_inference_steps)
-        rest = encoded(self, call, _shared(image, call.shape[0]), latent)
-        small = _nearest(_shared(masks, call.shape[0]), call.shape[2:])
+        plan = storage.as_functional(self.scheduler).plan(num_inference_steps, eta=eta)
+        rest = encoded(self, call, _shared("masked_image", image, call.shape[0]), latent)
+        small = _nearest(_shared("mask", masks, call.shape[0]), call.shape[2:])
         noise = normal(call.keys, call.shape) if call.latents is None else call.latents
         noise = noise.astype(jnp.float32)
         extra = known = None
@@ -202,18 +212,21 @@ class FlaxStableDiffusionInpaintPipeline(FlaxStableDiffusionPipeline):
             extra=extra,
             known=known,
         )
-        images = self._compute(call, plan, inputs, Settings.of(plan, call.scale), jit)
+        settings = self._settings(plan, call.scale, clip_skip)
+        images = self._compute(call, plan, inputs, settings, jit)
         return self._finish(call, images, return_dict)
 
 
-def plan_of_share(pipeline: Any, steps: int, strength: float) -> Plan | None:
-    """The table of the last steps, as many as ``strength`` says; None when there are none."""
+def plan_of_share(pipeline: Any, steps: int, strength: float, eta: float) -> Plan | None:
+    """The table of the last steps, as many as ``strength`` says; None when there are none.
+
+    PNDM has a call more than steps, which is left even then, as in torch.
+    """
     scheduler = storage.as_functional(pipeline.scheduler)
     whole_number("num_inference_steps", steps, 1, len(scheduler))
-    taken = min(int(steps * strength), steps)
-    if not taken:
-        return None
-    return scheduler.plan(steps, (steps - taken) * scheduler.order)
+    start = (steps - min(int(steps * strength), steps)) * scheduler.order
+    calls = len(scheduler.plan(steps, eta=eta))
+    return scheduler.plan(steps, start, eta=eta) if start < calls else None
 
 
 def levels(plan: Plan) -> np.ndarray[Any, Any]:
@@ -247,6 +260,17 @@ def _drawing(call: Call) -> dict[str, Any]:
     return {name: call.params[name] for name in ("text_encoder", "unet", "vae")}
 
 
+def _size(rows: int, columns: int, height: int | None, width: int | None) -> tuple[int, int]:
+    """Of a picture, which ``height`` and ``width`` have to be where they are given."""
+    for name, given, own in (("height", height, rows), ("width", width, columns)):
+        if given is not None and given != own:
+            raise InputError(
+                f"`{name}` is {str(given)[:80]}, but the picture's is {own}.",
+                hint="Resize the picture.",
+            )
+    return rows, columns
+
+
 def _merged(array: Any) -> Array:
     """Pictures without an axis of devices."""
     found = jnp.asarray(array)
@@ -262,11 +286,11 @@ def _merged(array: Any) -> Array:
     return found
 
 
-def _shared(array: Array, rows: int) -> Array:
+def _shared(name: str, array: Array, rows: int) -> Array:
     """One for each of ``rows`` pictures, in turn."""
     if rows % array.shape[0]:
         raise InputError(
-            f"{array.shape[0]} pictures cannot be shared out among {rows} prompts.",
+            f"Cannot duplicate `{name}` of batch size {array.shape[0]} to {rows} text prompts.",
             hint="Pass one picture, or one per prompt.",
         )
     return jnp.tile(array, (rows // array.shape[0], 1, 1, 1))

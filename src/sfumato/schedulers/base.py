@@ -9,6 +9,7 @@ sampler (`sfumato.diffusion.samplers`), and ``step`` applies its rows one by one
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -108,6 +109,31 @@ class Scheduler(Generic[C]):
         values = {name: storage.listed(value) for name, value in self._settings.items()}
         unset = sorted(names - self._settings.explicit)
         return FrozenDict({**self._extras, **values, "_use_default_values": unset})
+
+    @property
+    def _internal_dict(self) -> FrozenDict:
+        """The same under diffusers' private name, which its pipelines set to change settings."""
+        return self.config
+
+    @_internal_dict.setter
+    def _internal_dict(self, config: Mapping[str, Any]) -> None:
+        old = self.config
+        changed = {k: v for k, v in config.items() if not k.startswith("_") and old.get(k) != v}
+        self.register_to_config(**changed)
+
+    if not TYPE_CHECKING:  # a checker shall know the attributes that there are
+
+        def __getattr__(self, name: str) -> Any:
+            """Deprecated: a setting as an attribute of the scheduler itself."""
+            if name in vars(self).get("_settings", ()):
+                warnings.warn(
+                    f"`{type(self).__name__}.{name}` is deprecated. Use"
+                    f" `{type(self).__name__}.config.{name}` instead.",
+                    FutureWarning,
+                    stacklevel=2,
+                )
+                return self.config[name]
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def register_to_config(self, **changes: Any) -> None:
         """Change settings; the table is made anew, and ``set_timesteps`` has to be called again.
