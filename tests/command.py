@@ -23,7 +23,7 @@ Run = Callable[..., Said]
 
 
 def start(*arguments: object, **options: object) -> subprocess.Popen[str]:
-    """Start the command as a process of its own, which Ctrl-C reaches though we are a job behind."""
+    """Start the command as a process of its own, which Ctrl-C reaches even from a job behind."""
     words = [sys.executable, "-m", "sfumato", *(str(argument) for argument in arguments)]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
