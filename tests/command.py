@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,10 +23,16 @@ Run = Callable[..., Said]
 
 
 def start(*arguments: object, **options: object) -> subprocess.Popen[str]:
-    """Start the command as a process of its own."""
+    """Start the command as a process of its own, which Ctrl-C reaches even from a job behind."""
     words = [sys.executable, "-m", "sfumato", *(str(argument) for argument in arguments)]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(words, **{**pipes, **options})
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        return subprocess.Popen(words, **{**pipes, **options})
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # children inherit what is ignored
+    try:
+        return subprocess.Popen(words, **{**pipes, **options})
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def run_process(*arguments: object, **options: object) -> Said:

@@ -355,7 +355,7 @@ def test_an_interrupted_run_ends_cleanly(
         err = process.communicate(timeout=600)[1]
     finally:
         process.kill()
-    assert process.returncode == code
+    assert process.returncode == code, err
     assert "Traceback" not in err
     names = sorted(path.name for path in tmp_path.iterdir())
     assert all(re.fullmatch(r"p-\d{5}\.png", name) for name in names), names
