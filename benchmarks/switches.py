@@ -1,21 +1,25 @@
 """What each memory switch saves and costs at Stable Diffusion 1.5's size, sfumato beside diffusers.
 
     python -m benchmarks.switches --size 512 --size 1024 [--case NAME ...] [--model FOLDER]
+                                 [--dtype float32]
 
-Every measurement is a process of its own that loads the model in bfloat16, and the two libraries
-take turns. Peak is that of the resident set (``VmHWM``) once the switch is set, weights included.
-Times are the processor's on one thread, since other programs on a machine do not count into them.
-One step of the UNet has a batch of two, as guidance wants; a decoding has one picture.
+Every measurement is a process of its own that loads the model in bfloat16, or another ``--dtype``,
+and the two libraries take turns. Peak is that of the resident set (``VmHWM``) once the switch is
+set, weights included. Times are the processor's on one thread, since other programs on a machine do
+not count into them. One step of the UNet has a batch of two, as guidance wants; a decoding has one
+picture.
 
-Measured rows go into ``docs/memory.json``, where they replace those of the same name and size, and
-the table of ``docs/memory.md`` is written from that file. Needs diffusers, transformers and
-accelerate (extra ``test``), and Linux.
+Measured rows go into ``docs/memory.json``, where they replace those of the same name, type and
+size, with the name of the processor, and the table of ``docs/memory.md`` is written from that file.
+Rows of two processors have no ratio. Needs diffusers, transformers and accelerate (extra ``test``),
+and Linux.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import platform
 import subprocess
 import sys
 import tempfile
@@ -31,6 +35,8 @@ PAGE = ROOT / "docs" / "memory.md"
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 LIBRARIES = ("sfumato", "diffusers")
 SIZES = (512, 1024)
+#: The first one is not named in the table.
+DTYPES = ("bfloat16", "float32", "float16")
 PARTS = {"step": "UNet step", "decode": "decoding", "picture": "picture in 1 step"}
 
 
@@ -88,8 +94,16 @@ def peak_mib(reset: bool = False) -> float:
     return int(line.split()[1]) / 1024
 
 
-def measure(library: str, case: Case, size: int, model: str) -> dict[str, float]:
-    """Seconds and peak of one case, in this process."""
+def processor() -> str:
+    """The name of this machine's processor, as Linux has it."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def measure(library: str, case: Case, size: int, model: str, dtype: str) -> dict[str, Any]:
+    """Seconds and peak of one case, in this process, and the processor's name."""
     import importlib
 
     import torch
@@ -97,12 +111,13 @@ def measure(library: str, case: Case, size: int, model: str) -> dict[str, float]
     torch.set_num_threads(1)
     pipeline_class = importlib.import_module(library).StableDiffusionPipeline
     quiet = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    pipe = pipeline_class.from_pretrained(model, torch_dtype=torch.bfloat16, **quiet)
+    kind = getattr(torch, dtype)
+    pipe = pipeline_class.from_pretrained(model, torch_dtype=kind, **quiet)
     pipe.set_progress_bar_config(disable=True)
     case.switch(pipe)
     torch.manual_seed(0)
-    sample = torch.randn(2, 4, size // 8, size // 8, dtype=torch.bfloat16)
-    text = torch.randn(2, 77, 768, dtype=torch.bfloat16)
+    sample = torch.randn(2, 4, size // 8, size // 8, dtype=kind)
+    text = torch.randn(2, 77, 768, dtype=kind)
     peak_mib(reset=True)
     started = time.process_time()
     with torch.no_grad():
@@ -112,12 +127,14 @@ def measure(library: str, case: Case, size: int, model: str) -> dict[str, float]
             pipe.vae.decode(sample[:1])
         else:
             pipe("a boat", height=size, width=size, num_inference_steps=1, output_type="pt")
-    return {"seconds": time.process_time() - started, "peak_mib": peak_mib()}
+    seconds = time.process_time() - started
+    return {"seconds": seconds, "peak_mib": peak_mib(), "machine": processor()}
 
 
-def in_a_child(library: str, case: Case, size: int, model: str) -> dict[str, float]:
+def in_a_child(library: str, case: Case, size: int, model: str, dtype: str) -> dict[str, Any]:
     """`measure` in a process of its own."""
     words = ["--child", library, "--case", case.name, "--size", str(size), "--model", model]
+    words += ["--dtype", dtype]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.switches", *words],
         cwd=ROOT,
@@ -133,7 +150,12 @@ def noted() -> dict[str, Any]:
     return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
 
 
-def note(case: str, size: int, library: str, found: dict[str, float]) -> None:
+def row_name(case: str, dtype: str) -> str:
+    """What the rows of a case are called."""
+    return case if dtype == DTYPES[0] else f"{case}, {dtype}"
+
+
+def note(case: str, size: int, library: str, found: dict[str, Any]) -> None:
     """Add a result to those in the file at once, so that runs beside each other lose none."""
     results = noted()
     results.setdefault(case, {}).setdefault(str(size), {})[library] = found
@@ -151,27 +173,40 @@ def write_model(place: Path) -> str:
 
 
 def rows_of(results: dict[str, Any]) -> list[str]:
-    """The table in Markdown: a line per case and size, in the order of `CASES`."""
+    """The table in Markdown: a line per case, type and size, in the order of `CASES`."""
     lines = [
-        "| switch | size | sfumato: peak, time | diffusers: peak, time | sfumato / diffusers |",
-        "|---|---|---|---|---|",
+        "| switch | size | sfumato: peak, time | diffusers: peak, time | sfumato / diffusers"
+        " | processor |",
+        "|---|---|---|---|---|---|",
     ]
-    for name, case in CASES.items():
-        for size, found in sorted(results.get(name, {}).items(), key=lambda item: int(item[0])):
-            cells = [_cell(found.get(library)) for library in LIBRARIES]
-            ours, theirs = (found.get(library) for library in LIBRARIES)
-            ratio = "-"
-            if ours and theirs:
-                pairs = (ours[key] / theirs[key] for key in ("peak_mib", "seconds"))
-                ratio = ", ".join(f"{value:.2f}" for value in pairs)
-            label = (
-                f"{name.partition(',')[0]} ({PARTS[case.part]})" if "no switch" in name else name
-            )
-            lines.append(f"| {label} | {size} | {cells[0]} | {cells[1]} | {ratio} |")
+    for case in CASES.values():
+        for dtype in DTYPES:
+            rows = results.get(row_name(case.name, dtype), {})
+            for size, found in sorted(rows.items(), key=lambda item: int(item[0])):
+                lines.append(f"| {_label(case, dtype)} | {size} | {_row(found)} |")
     return lines
 
 
-def _cell(found: dict[str, float] | None) -> str:
+def _label(case: Case, dtype: str) -> str:
+    label = case.name
+    if "no switch" in label:
+        label = f"{label.partition(',')[0]} ({PARTS[case.part]})"
+    return row_name(label, dtype)
+
+
+def _row(found: dict[str, Any]) -> str:
+    """The cells of one line after the first two."""
+    both = [found.get(library) for library in LIBRARIES]
+    machines = {one.get("machine", "not noted") for one in both if one}
+    ratio = "-"
+    ours, theirs = both
+    if ours and theirs and len(machines) == 1:
+        pairs = (ours[key] / theirs[key] for key in ("peak_mib", "seconds"))
+        ratio = ", ".join(f"{value:.2f}" for value in pairs)
+    return " | ".join([*map(_cell, both), ratio, "; ".join(sorted(machines))])
+
+
+def _cell(found: dict[str, Any] | None) -> str:
     return "-" if found is None else f"{found['peak_mib']:.0f} MiB, {found['seconds']:.1f} s"
 
 
@@ -200,14 +235,15 @@ def main() -> None:
     parser.add_argument("--case", action="append", choices=CASES, help="all, if none is named")
     parser.add_argument("--size", action="append", type=int, help="512 and 1024, if none is given")
     parser.add_argument("--model", help="a folder to load; random weights, if none is given")
+    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0])
     parser.add_argument("--library", action="append", choices=LIBRARIES)
     parser.add_argument("--table", action="store_true", help="write the table and measure nothing")
     parser.add_argument("--child", choices=LIBRARIES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     chosen = [CASES[name] for name in arguments.case or CASES]
-    sizes = arguments.size or SIZES
+    sizes, dtype = arguments.size or SIZES, arguments.dtype
     if arguments.child:
-        print(json.dumps(measure(arguments.child, chosen[0], sizes[0], arguments.model)))
+        print(json.dumps(measure(arguments.child, chosen[0], sizes[0], arguments.model, dtype)))
         return
     with tempfile.TemporaryDirectory() as folder:
         model = arguments.model or (None if arguments.table else write_model(Path(folder) / "sd"))
@@ -215,9 +251,11 @@ def main() -> None:
             for case in chosen:
                 for library in arguments.library or LIBRARIES:
                     if library in case.libraries:
-                        found = in_a_child(library, case, size, str(model))
-                        note(case.name, size, library, found)
-                        print(f"{case.name}, {size}, {library}: {found}", flush=True)
+                        found = in_a_child(library, case, size, str(model), dtype)
+                        note(row_name(case.name, dtype), size, library, found)
+                        print(
+                            f"{row_name(case.name, dtype)}, {size}, {library}: {found}", flush=True
+                        )
     write_page(noted())
     print("\n".join(rows_of(noted())))
 

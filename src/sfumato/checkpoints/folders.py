@@ -28,7 +28,7 @@ from sfumato.checkpoints.jsonfile import write_json
 from sfumato.checkpoints.keywords import reject_unknown, without_hub_keywords
 from sfumato.checkpoints.pickles import read_pickle
 from sfumato.checkpoints.places import check_class, model_root, read_config, subfolder_of
-from sfumato.checkpoints.tensors import cast, read_safetensors, ready_to_write, save_safetensors
+from sfumato.checkpoints.tensors import cast_all, read_safetensors, ready_to_write, save_safetensors
 from sfumato.checkpoints.weight_files import (
     WeightFiles,
     base_names,
@@ -49,6 +49,7 @@ from sfumato.quantization.storage import (
     split,
     take_config,
 )
+from sfumato.runtime.pages import Settle, settling
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ def load_model(
     device: str | torch.device = "cpu",
     check_finite: bool | None = None,
     disable_mmap: bool = False,
+    offload_state_dict: bool = False,
     variant_fallback: bool = False,
     quantization: str | None = None,
     root: Path | None = None,
@@ -89,6 +91,9 @@ def load_model(
         check_finite: refuse NaN and infinity; None checks all but mapped files from 2 GiB on.
         disable_mmap: read large files into memory instead of mapping them. A mapped file must not
             be written to in place while the network is in use.
+        offload_state_dict: let the weights wait in files: each one that is converted or read into
+            memory is written to a temporary file at once, from whose pages it is used, so the
+            network is never in memory as a whole. On Linux and the CPU.
         variant_fallback: take the plain files when there are none of the variant.
         quantization: ``"int8"``, ``"int8-weights"`` or ``"int4"``; see
             `sfumato.quantization.network.quantize`. The weights are quantised one by one.
@@ -142,19 +147,20 @@ def load_model(
     place = torch.device("cpu" if kind else device)
     # What is quantised is converted, and checked, one by one later.
     options = (None, place, False) if kind else (wanted, place, check_finite)
-    tensors = _read_all(files, headers, *options, disable_mmap)
-    final = floating_dtype(tensors.values(), wanted)
-    if stored is not None:
-        tensors = joined(tensors, model, stored, final, where)
-    elif wanted is None and kind is None:  # 'auto': one type for all, that of the first
-        tensors = {name: cast(tensor, final, place) for name, tensor in tensors.items()}
-    if not headers or stored is not None:
-        check_fit(model, {name: tuple(t.shape) for name, t in tensors.items()}, where)
-    assign(model, tensors, where)
-    if stored is not None:
-        freeze(model)
-    elif kind is not None:
-        quantize_loaded(model, kind, final, where, check_finite=check_finite)
+    with settling(bool(offload_state_dict) and torch.device(device).type == "cpu") as settle:
+        tensors = _read_all(files, headers, *options, disable_mmap, settle)
+        final = floating_dtype(tensors.values(), wanted)
+        if stored is not None:
+            tensors = joined(tensors, model, stored, final, where, settle)
+        elif wanted is None and kind is None:  # 'auto': one type for all, that of the first
+            tensors = cast_all(tensors, final, place, settle)
+        if not headers or stored is not None:
+            check_fit(model, {name: tuple(t.shape) for name, t in tensors.items()}, where)
+        assign(model, tensors, where)
+        if stored is not None:
+            freeze(model)
+        elif kind is not None:
+            quantize_loaded(model, kind, final, where, check_finite=check_finite, settle=settle)
     # What is no parameter of the file: buffers that the network made itself.
     return model.to(device=device, dtype=final)
 
@@ -229,12 +235,14 @@ def _read_all(
     device: torch.device,
     check_finite: bool | None,
     disable_mmap: bool,
+    settle: Settle | None,
 ) -> dict[str, torch.Tensor]:
     options: dict[str, Any] = {
         "dtype": dtype,
         "device": device,
         "check_finite": check_finite,
         "mmap": False if disable_mmap else None,
+        "settle": settle,
     }
 
     def read(path: Path) -> dict[str, torch.Tensor]:

@@ -7,7 +7,8 @@ from typing import Any
 
 from sfumato.errors import InputError, UnknownKeywordError, did_you_mean
 
-#: Keywords about downloading, and about how diffusers fills memory: a folder needs neither.
+#: Keywords about downloading, and about how diffusers fills memory: a folder needs neither. Loaders
+#: of torch's networks take `offload_state_dict` themselves.
 WITHOUT_EFFECT = frozenset(
     """cache_dir force_download local_files_only low_cpu_mem_usage mirror offload_state_dict
     proxies resume_download revision token use_auth_token""".split()  # noqa: SIM905

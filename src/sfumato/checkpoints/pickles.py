@@ -32,6 +32,7 @@ from sfumato.checkpoints.torch_file import (
 )
 from sfumato.checkpoints.torch_rebuild import StoredTensor
 from sfumato.errors import CheckpointError
+from sfumato.runtime.pages import Settle
 
 #: How deeply the tables of a file may lie in each other.
 _MAX_DEPTH = 8
@@ -44,6 +45,7 @@ def read_pickle(
     device: str | torch.device = "cpu",
     check_finite: bool | None = None,
     mmap: bool | None = None,
+    settle: Settle | None = None,
 ) -> dict[str, torch.Tensor]:
     """All tensors of a torch checkpoint, by name; arguments as for `read_safetensors`.
 
@@ -62,6 +64,7 @@ def read_pickle(
         device=device,
         check_finite=check_finite,
         mmap=mmap,
+        settle=settle,
     )
 
 
@@ -112,6 +115,7 @@ def load_tensors(
     device: str | torch.device = "cpu",
     check_finite: bool | None = None,
     mmap: bool | None = None,
+    settle: Settle | None = None,
 ) -> dict[str, torch.Tensor]:
     """The numbers of some tensors of a file; arguments as for `read_safetensors`.
 
@@ -132,6 +136,8 @@ def load_tensors(
             result[name] = converted = cast(tensor, dtype, torch.device(device))
             if check_finite:
                 require_finite(name, converted, file.path, before=tensor)
+            if settle is not None:
+                settle(converted)
     return result
 
 

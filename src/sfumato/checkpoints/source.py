@@ -27,6 +27,8 @@ from sfumato.errors import InputError
 if TYPE_CHECKING:
     import torch
 
+    from sfumato.runtime.pages import Settle
+
 Shape = tuple[int, ...]
 
 
@@ -69,6 +71,7 @@ class Source(Protocol):
         device: torch.device | str = "cpu",
         check_finite: bool | None = None,
         mmap: bool | None = None,
+        settle: Settle | None = None,
     ) -> dict[str, torch.Tensor]:
         """Some of the tensors; arguments as of `sfumato.checkpoints.tensors.read_safetensors`."""
         ...
@@ -183,6 +186,7 @@ class TensorSource:
         device: torch.device | str = "cpu",
         check_finite: bool | None = None,
         mmap: bool | None = None,
+        settle: Settle | None = None,
     ) -> dict[str, torch.Tensor]:
         import torch
 
@@ -193,4 +197,6 @@ class TensorSource:
             result[name] = cast(self.given[name], dtype, torch.device(device))
             if check_finite is not False:
                 require_finite(name, result[name], Path(self.where), before=self.given[name])
+            if settle is not None and result[name] is not self.given[name]:
+                settle(result[name])
         return result

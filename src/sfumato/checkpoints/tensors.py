@@ -21,6 +21,7 @@ from sfumato.checkpoints.files import open_regular, shown
 from sfumato.checkpoints.header import Header, TensorEntry, parse_header
 from sfumato.checkpoints.mapping import CHECK_MAPPED_BELOW, MAP_FROM_BYTES, MappedFile
 from sfumato.errors import CheckpointError, InputError
+from sfumato.runtime.pages import Settle
 
 #: How much of a tensor is converted at a time; a multiple of every dtype's size.
 _PIECE_BYTES = 2**22
@@ -56,6 +57,7 @@ def read_safetensors(
     check_finite: bool | None = None,
     mmap: bool | None = None,
     header: Header | None = None,
+    settle: Settle | None = None,
 ) -> dict[str, torch.Tensor]:
     """The tensors of a safetensors file, by name.
 
@@ -69,6 +71,7 @@ def read_safetensors(
         mmap: ``True`` maps the file, ``False`` reads it, ``None`` maps from 64 MiB on. Mapped
             tensors are private: writing to them does not change the file.
         header: of the file, if it was read already; it is read again when the file has changed.
+        settle: gets each tensor once it is there and checked; see `sfumato.runtime.pages.settling`.
 
     Raises:
         CheckpointError: when the file is not readable, not sound, holds a dtype that torch lacks,
@@ -100,6 +103,8 @@ def read_safetensors(
             if check_finite and not is_finite(result[name]):
                 original = _read(file, path, entry, stored, None, piece)
                 require_finite(name, result[name], path, before=original)
+            if settle is not None:
+                settle(result[name])
         if os.fstat(file.fileno()).st_size != header.file_size:
             raise _changed(path)
     return result
@@ -138,6 +143,23 @@ def cast(tensor: torch.Tensor, dtype: torch.dtype | None, device: torch.device) 
     """Move to ``device``, and to ``dtype`` if floating-point; the tensor itself when it fits."""
     wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
     return tensor.to(device=device, dtype=wanted)
+
+
+def cast_all(
+    tensors: dict[str, torch.Tensor],
+    dtype: torch.dtype,
+    device: torch.device,
+    settle: Settle | None,
+) -> dict[str, torch.Tensor]:
+    """`cast` for tensors by name, one at a time: none of the given ones is left. For ``settle`` see
+    `read_safetensors`.
+    """
+    result: dict[str, torch.Tensor] = {}
+    for name in list(tensors):
+        result[name] = cast(tensors.pop(name), dtype, device)
+        if settle is not None:
+            settle(result[name])
+    return result
 
 
 def is_finite(tensor: torch.Tensor) -> bool:

@@ -28,6 +28,7 @@ from sfumato.cli.drawn import Drawn, each_picture, model_hash_of, resize_from, s
 from sfumato.cli.models import TEXTLESS, Model
 from sfumato.cli.picture_drawing import draw_recipe
 from sfumato.cli.request import Request
+from sfumato.cli.saving import Saving
 from sfumato.cli.steering import guidance_parts
 from sfumato.errors import InputError
 from sfumato.runtime.device import pick_device, pick_dtype, set_threads
@@ -48,9 +49,10 @@ def draw(request: Request) -> Iterator[Drawn]:
     set_threads(request.threads)
     model_hash = model_hash_of(request)
     dtype = request.recipe.dtype or "auto"
-    pipe = _load(request.model, dtype, device, request.saving.quantization)
+    pipe = _load(request.model, dtype, device, request.saving)
     if request.recipe.vae is not None:
-        pipe.vae = load_vae(Path(request.recipe.vae), pipe.vae)
+        waits = request.saving.waits_in_files(device)
+        pipe.vae = load_vae(Path(request.recipe.vae), pipe.vae, offload_state_dict=waits)
     request.saving.place(pipe, device)
     recipe = stamped(request, pipe, "torch", str(pipe.unet.dtype).removeprefix("torch."))
     recipe = recipe.replace(model_hash=model_hash)
@@ -60,12 +62,15 @@ def draw(request: Request) -> Iterator[Drawn]:
         yield _draw_one(pipe, one, request.loras, label, more)
 
 
-def _load(model: Model, dtype: str, device: torch.device, quantization: str | None) -> Any:
+def _load(model: Model, dtype: str, device: torch.device, saving: Saving) -> Any:
     path = model.path
     chosen = dtype_for_size(network_size(path), device) if dtype == "auto" else None
-    options: dict[str, Any] = {"torch_dtype": chosen or pick_dtype(dtype, device)}
-    if quantization is not None:
-        options["quantization"] = quantization
+    options: dict[str, Any] = {
+        "torch_dtype": chosen or pick_dtype(dtype, device),
+        "offload_state_dict": saving.waits_in_files(device),
+    }
+    if saving.quantization is not None:
+        options["quantization"] = saving.quantization
     kind: Any = StableDiffusionPipeline
     if model.pipeline in (*TEXTLESS, "LDMTextToImagePipeline"):
         kind = getattr(sfumato, model.pipeline)
@@ -75,8 +80,10 @@ def _load(model: Model, dtype: str, device: torch.device, quantization: str | No
     return pipe
 
 
-def load_vae(path: Path, own: Any) -> Any:
+def load_vae(path: Path, own: Any, **options: Any) -> Any:
     """An autoencoder in place of a model's own, from a folder, or a file with it among others.
+
+    ``options`` are those of its ``from_pretrained`` and ``from_single_file``.
 
     Raises:
         SfumatoError: there is none, or it is for latents of another kind.
@@ -84,12 +91,12 @@ def load_vae(path: Path, own: Any) -> Any:
     if path.is_dir():
         config = read_config(path, "config.json", path)
         kind = find_class(str(config.get("_class_name", "AutoencoderKL")), shown(path))
-        loaded = kind.from_pretrained(path, torch_dtype=own.dtype)
+        loaded = kind.from_pretrained(path, torch_dtype=own.dtype, **options)
     else:
         found = recognise(shapes_of(open_source(path)))
         tiny = found is not None and found.name == "tiny autoencoder"
         kind = AutoencoderTiny if tiny else AutoencoderKL
-        loaded = kind.from_single_file(path, torch_dtype=own.dtype)
+        loaded = kind.from_single_file(path, torch_dtype=own.dtype, **options)
     kinds = [
         (getattr(vae.config, "latent_channels", None), len(vae.config.block_out_channels))
         for vae in (own, loaded)

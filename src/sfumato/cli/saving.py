@@ -83,6 +83,10 @@ class Saving:
         switches = [name for name in _SWITCHES if getattr(self, name.replace("-", "_"))]
         return {"quantization": self.quantization, "memory": " + ".join(switches) or None}
 
+    def waits_in_files(self, device: torch.device) -> bool:
+        """Whether weights shall wait in files, from when they are loaded."""
+        return self.low_memory and device.type == "cpu"
+
     def place(self, pipe: Any, device: torch.device) -> None:
         """Put a pipeline on its device, with these switches set."""
         if self.attention_slicing:
@@ -91,7 +95,7 @@ class Saving:
             pipe.enable_vae_tiling()
         if not self.low_memory:
             pipe.to(device)
-        elif device.type == "cpu":
+        elif self.waits_in_files(device):
             pipe.enable_sequential_cpu_offload(device=device)
         else:
             pipe.enable_model_cpu_offload(device=device)

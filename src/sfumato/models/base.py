@@ -121,8 +121,9 @@ class ModelMixin(nn.Module, Generic[ConfigT]):
                 its tensors by name.
             kwargs: ``torch_dtype`` or ``dtype`` (``"auto"`` keeps the file's), ``device``,
                 ``config`` (a folder in diffusers' layout) with ``subfolder``, ``original_config``
-                (YAML, JSON or a dictionary), ``extract_ema``, ``disable_mmap``, ``check_finite``,
-                and fields of the configuration to override.
+                (YAML, JSON or a dictionary), ``extract_ema``, ``disable_mmap``,
+                ``offload_state_dict``, ``check_finite``, and fields of the configuration to
+                override.
 
         Raises:
             CheckpointError: (an ``OSError``) the file is damaged, unsafe, or of another kind.

@@ -142,6 +142,8 @@ class DiffusionPipeline:
                 name with ``default``; without one `sfumato.runtime.policy` chooses); ``variant``
                 such as ``"fp16"``; ``use_safetensors`` (None prefers them, True insists on them);
                 ``disable_mmap`` (read large files into memory instead of mapping them);
+                ``offload_state_dict`` (converted weights wait in a temporary file from when they
+                are loaded, see `enable_sequential_cpu_offload`; on Linux);
                 ``check_finite`` (refuse NaN; None checks all but mapped files from 2 GiB on);
                 ``quantization`` (``"int8"``, ``"int8-weights"``, ``"int4"``, or a dict of them by
                 component name; see the page on quantisation); ``engine`` (see `use_engine`);

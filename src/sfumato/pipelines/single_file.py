@@ -42,7 +42,7 @@ PipelineT = TypeVar("PipelineT")
 #: Arguments of `load_single_file` besides components, settings and what concerns the hub.
 KEYWORDS = (
     "torch_dtype", "dtype", "config", "original_config", "prediction_type", "extract_ema",
-    "disable_mmap", "check_finite", "quantization",
+    "disable_mmap", "check_finite", "quantization", "offload_state_dict",
 )  # fmt: skip
 
 #: Deprecated arguments, and what to use now.
@@ -79,7 +79,8 @@ def load_single_file(
         pipeline_class = storage.find_pipeline(_family(path, hub, kwargs).pipeline)
     names, settings = pipeline_class._signature()
     given = {name: kwargs.pop(name) for name in names | settings if name in kwargs}
-    options = without_hub_keywords(kwargs)
+    offload_state_dict = bool(kwargs.pop("offload_state_dict", False))
+    options = {**without_hub_keywords(kwargs), "offload_state_dict": offload_state_dict}
     known = {*names, *settings, *KEYWORDS, *DEPRECATED, *_WITHOUT_EFFECT}
     reject_unknown(f"{pipeline_class.__name__}.from_single_file()", options, known)
     dtype = placement.one_dtype(options.pop("torch_dtype", None), options.pop("dtype", None))
@@ -165,6 +166,7 @@ def _component(
         dtype=chosen_dtype(placement.dtype_for(options.get("dtype"), name), None),
         check_finite=options.get("check_finite"),
         disable_mmap=bool(options.get("disable_mmap", False)),
+        offload_state_dict=options.get("offload_state_dict", False),
         quantization=kind_for(options.get("quantization"), name),
     )
     logger.info("Loaded %s from %s.", name, checkpoint.source.where)

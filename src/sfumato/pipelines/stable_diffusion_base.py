@@ -229,16 +229,18 @@ class StableDiffusionBase(
         """Let an engine compute the UNet and the autoencoder, or torch again.
 
         Args:
-            engine: "openvino" (extra ``openvino``), or "torch". What an engine cannot compute is
-                left to torch, with a warning; see `sfumato.runtime.engines`.
+            engine: "openvino" (extra ``openvino``), "compile" (torch's compiler, which needs a C++
+                compiler), or "torch". What an engine cannot compute is left to torch, with a
+                warning; see `sfumato.runtime.engines`.
             networks: those that the engine shall compute, of "unet" and "vae"; None for both.
             options: for OpenVINO ``dtype`` ("float32" or "bfloat16"; that of the networks, with
                 bfloat16 for float16), ``threads``, and ``shapes`` (how many sizes of pictures to
-                keep compiled, each with weights of its own; 2).
+                keep compiled, each with weights of its own; 2). For "compile" ``folder`` (where
+                compiled code is kept) and ``kernels`` (False: not the package's own ones).
 
         Raises:
             InputError: there is no such engine, network or option.
-            MissingDependencyError: the engine's package is not installed.
+            MissingDependencyError: the engine's package, or the C++ compiler, is not installed.
         """
         engines.use_engine(self.components, engine, options, networks)
 

@@ -79,7 +79,7 @@ def _uncompiled(component: Any) -> Any:
 #: Arguments besides components, settings and what concerns the hub.
 _OPTIONS = (
     "torch_dtype", "dtype", "variant", "use_safetensors", "disable_mmap", "check_finite",
-    "device_map", "quantization",
+    "device_map", "quantization", "offload_state_dict",
 )  # fmt: skip
 
 
@@ -93,6 +93,7 @@ class _Options:
     disable_mmap: bool = False
     check_finite: bool | None = None
     quantization: Any = None
+    offload_state_dict: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +156,7 @@ def _prepare(
         disable_mmap=bool(kwargs.pop("disable_mmap", False)),
         check_finite=kwargs.pop("check_finite", None),
         quantization=kwargs.pop("quantization", None),
+        offload_state_dict=bool(kwargs.pop("offload_state_dict", False)),
     )
     hub, name = take_hub_options(kwargs), hub_name(path)
     if name is None:
@@ -278,6 +280,7 @@ def _load(index: ModelIndex, name: str, options: _Options, pipeline_class: Any) 
             disable_mmap=options.disable_mmap,
             check_finite=options.check_finite,
             quantization=kind_for(options.quantization, name),
+            offload_state_dict=options.offload_state_dict,
         )
     except ModelNotFoundError as error:
         raise _with_way_out(error, pipeline_class, name) from None

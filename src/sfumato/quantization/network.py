@@ -21,9 +21,9 @@ from sfumato.errors import CheckpointError, InputError
 from sfumato.quantization.blocks import BlockTensor
 from sfumato.quantization.int8 import Int8Tensor
 from sfumato.quantization.names import BLOCKS, check_kind
-from sfumato.quantization.tensor import QuantizedTensor
+from sfumato.quantization.tensor import QuantizedTensor, stored
 from sfumato.quantization.winograd import WinogradTensor
-from sfumato.runtime.pages import give_back
+from sfumato.runtime.pages import Settle, give_back
 
 #: 3x3 convolutions of more outputs are transformed for Winograd's method in each call, not kept so:
 #: they would take 16 bytes in place of 9, some 350 MiB more for Stable Diffusion 1.5, to save a
@@ -51,6 +51,7 @@ def quantize(
     *,
     dtype: torch.dtype | None = None,
     keep: Iterable[str] = KEPT,
+    settle: Settle | None = None,
 ) -> int:
     """Quantise a network's linear layers and convolutions in place.
 
@@ -63,6 +64,7 @@ def quantize(
             8.5 bits; ``"int4"`` for weights of 5 bits.
         dtype: that the weights claim to have; default that of the network's weights.
         keep: regular expressions; layers whose path matches one as a whole are left alone.
+        settle: gets the tensors that quantised weights are made of, each as soon as it is there.
 
     Returns:
         How many weights were quantised.
@@ -88,8 +90,16 @@ def quantize(
             done[id(weight)] = _quantised(path, layer, kind, dtype)
             count += 1
             give_back([weight])
+            settle_parts(done[id(weight)], settle)
         layer.weight = done[id(weight)]
     return count
+
+
+def settle_parts(weight: Tensor, settle: Settle | None) -> None:
+    """Hand the tensors that a weight is made of to `settle`, if there is one."""
+    if settle is not None:
+        for part in stored([weight]):
+            settle(part)
 
 
 def _integers(layer: nn.Module) -> type[Int8Tensor] | type[WinogradTensor]:

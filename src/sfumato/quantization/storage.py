@@ -21,11 +21,11 @@ from sfumato.errors import CheckpointError, ConfigError, InputError
 from sfumato.quantization.blocks import BlockTensor
 from sfumato.quantization.int8 import Int8Tensor, from_kernel_order, in_kernel_order
 from sfumato.quantization.names import BLOCKS, KINDS, STORED, check_kind
-from sfumato.quantization.network import quantization_of, quantize
+from sfumato.quantization.network import quantization_of, quantize, settle_parts
 from sfumato.quantization.tensor import QuantizedTensor
 from sfumato.quantization.winograd import PLACES, SIZE, WinogradTensor
 from sfumato.runtime.allocator import release_memory
-from sfumato.runtime.pages import give_back
+from sfumato.runtime.pages import Settle, give_back
 
 #: The key of a configuration, and who made the file.
 CONFIG_KEY, METHOD = "quantization_config", "sfumato"
@@ -109,7 +109,12 @@ def split(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def joined(
-    tensors: Mapping[str, Tensor], network: nn.Module, kind: str, dtype: torch.dtype, where: str
+    tensors: Mapping[str, Tensor],
+    network: nn.Module,
+    kind: str,
+    dtype: torch.dtype,
+    where: str,
+    settle: Settle | None = None,
 ) -> dict[str, Tensor]:
     """The state of a network from what `split` wrote.
 
@@ -119,6 +124,7 @@ def joined(
         kind: see `take_config`.
         dtype: of weights that are not quantised, and that the others claim to have.
         where: names the file in messages.
+        settle: gets the tensors that weights are made of; see `sfumato.runtime.pages.settling`.
 
     Raises:
         CheckpointError: a quantised weight does not fit.
@@ -131,11 +137,13 @@ def joined(
             continue
         if tensor.dtype not in (torch.int8, torch.uint8) or name not in shapes:
             state[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+            settle_parts(state[name], settle)
             continue
         made = _joined(tensor, scale, shapes[name], kind, dtype)
         if made is None:
             raise CheckpointError(f"{where}: the quantised weight {name[:80]!r} does not fit.")
         state[name] = made
+        settle_parts(made, settle)
         give_back([tensor])
     return state
 
@@ -179,7 +187,13 @@ def freeze(network: nn.Module) -> None:
 
 
 def quantize_loaded(
-    network: nn.Module, kind: str, dtype: torch.dtype, where: str, *, check_finite: bool | None
+    network: nn.Module,
+    kind: str,
+    dtype: torch.dtype,
+    where: str,
+    *,
+    check_finite: bool | None,
+    settle: Settle | None = None,
 ) -> None:
     """Quantise a network whose parameters lie in a mapped file, and convert the others.
 
@@ -191,7 +205,7 @@ def quantize_loaded(
     if kind == STORED:
         _keep_blocks(network, dtype)
     else:
-        quantize(network, kind, dtype=dtype)
+        quantize(network, kind, dtype=dtype, settle=settle)
     for name, parameter in network.named_parameters():
         if isinstance(parameter, QuantizedTensor):
             continue
@@ -201,6 +215,7 @@ def quantize_loaded(
             require_finite(name, parameter.data, Path(where), before=before)
         if parameter.data is not before:
             give_back([before])
+            settle_parts(parameter, settle)
     release_memory()
 
 

@@ -23,6 +23,7 @@ from sfumato.checkpoints.tensors import (
     require_finite,
 )
 from sfumato.errors import CheckpointError
+from sfumato.runtime.pages import Settle, give_back
 
 #: What quantised tensors become where no type is asked for: their scales are of this type.
 NATURAL_DTYPE = torch.float16
@@ -41,6 +42,7 @@ def read_gguf(
     mmap: bool | None = None,
     header: GgufHeader | None = None,
     keep_blocks: bool = False,
+    settle: Settle | None = None,
 ) -> dict[str, Tensor]:
     """The tensors of a GGUF file; arguments as of `read_safetensors`.
 
@@ -67,6 +69,8 @@ def read_gguf(
             raw = _raw(file, pages, entry, path)
             quantised = entry.kind.name in DEQUANTISERS
             if quantised and keep_blocks:
+                if settle is not None:
+                    settle(raw)
                 result[name] = _blocks(raw, entry, dtype)
                 continue
             if quantised:
@@ -79,6 +83,9 @@ def read_gguf(
                 check_finite is None and not (mapped and header.file_size >= CHECK_MAPPED_BELOW)
             ):
                 require_finite(name, converted, path, before=tensor)
+            if settle is not None:
+                settle(converted)
+                give_back([raw] if pages is not None else ())
     return result
 
 

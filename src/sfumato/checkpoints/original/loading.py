@@ -41,11 +41,12 @@ from sfumato.checkpoints.original.original_config import OriginalConfig, read_or
 from sfumato.checkpoints.original.parts import AVERAGE_PREFIX, Part, averaged, find_part
 from sfumato.checkpoints.original.prediction import Prediction, choose_prediction
 from sfumato.checkpoints.source import Source, TensorSource, open_source, shapes_of
-from sfumato.checkpoints.tensors import cast
+from sfumato.checkpoints.tensors import cast_all
 from sfumato.errors import CheckpointError, InputError, ModelNotFoundError
 from sfumato.models.legacy import rename_legacy_keys
 from sfumato.quantization.names import STORED
 from sfumato.quantization.storage import agreed, quantize_loaded
+from sfumato.runtime.pages import settling
 
 logger = logging.getLogger(__name__)
 
@@ -164,6 +165,7 @@ class OriginalCheckpoint:
         device: str | torch.device = "cpu",
         check_finite: bool | None = None,
         disable_mmap: bool = False,
+        offload_state_dict: bool = False,
         quantization: str | None = None,
     ) -> Any:
         """Load one network, in eval mode.
@@ -176,7 +178,7 @@ class OriginalCheckpoint:
             check_finite: refuse NaN and infinity; ``None`` checks all but mapped files from 2 GiB
                 on.
             disable_mmap: read large files into memory instead of mapping them.
-            quantization: as of `sfumato.checkpoints.folders.load_model`.
+            offload_state_dict, quantization: as of `sfumato.checkpoints.folders.load_model`.
 
         Raises:
             CheckpointError: it is not in the file, damaged, or does not fit its configuration.
@@ -193,22 +195,24 @@ class OriginalCheckpoint:
         blocks = quantization == STORED and hasattr(self.source, "has_blocks")
         kind = agreed(quantization, STORED if blocks else None, where)
         place = torch.device("cpu" if kind else device)
-        tensors = self.source.read(
-            names.values(),
-            dtype=None if kind else dtype,
-            device=place,
-            check_finite=False if kind else check_finite,
-            mmap=False if disable_mmap else None,
-            **({"keep_blocks": True} if blocks else {}),
-        )
-        final = floating_dtype(tensors.values(), dtype)
-        if dtype is None and kind is None:  # one type for all, that of the first
-            tensors = {name: cast(tensor, final, place) for name, tensor in tensors.items()}
-        own = {short: tensors[name] for short, name in names.items()}
-        del tensors
-        assign(model, rules.tensors_to_diffusers(own) if rules else own, where)
-        if kind is not None:
-            quantize_loaded(model, kind, final, where, check_finite=check_finite)
+        with settling(bool(offload_state_dict) and torch.device(device).type == "cpu") as settle:
+            tensors = self.source.read(
+                names.values(),
+                dtype=None if kind else dtype,
+                device=place,
+                check_finite=False if kind else check_finite,
+                mmap=False if disable_mmap else None,
+                settle=settle,
+                **({"keep_blocks": True} if blocks else {}),
+            )
+            final = floating_dtype(tensors.values(), dtype)
+            if dtype is None and kind is None:  # one type for all, that of the first
+                tensors = cast_all(tensors, final, place, settle)
+            own = {short: tensors[name] for short, name in names.items()}
+            del tensors
+            assign(model, rules.tensors_to_diffusers(own) if rules else own, where)
+            if kind is not None:
+                quantize_loaded(model, kind, final, where, check_finite=check_finite, settle=settle)
         return model.to(device=device, dtype=final)
 
     def config(self, component: str) -> dict[str, Any]:
@@ -422,6 +426,7 @@ def load_single_network(
     device: str | torch.device = "cpu",
     check_finite: bool | None = None,
     disable_mmap: bool = False,
+    offload_state_dict: bool = False,
     quantization: str | None = None,
     config: str | os.PathLike[str] | None = None,
     subfolder: str | None = None,
@@ -457,5 +462,6 @@ def load_single_network(
         device=device,
         check_finite=check_finite,
         disable_mmap=disable_mmap,
+        offload_state_dict=offload_state_dict,
         quantization=quantization,
     )
