@@ -65,6 +65,22 @@ CONTENDERS = (
         options={"dtype": "bfloat16", "stored": ("unet", "vae"), "engine": "openvino"},
     ),
     Contender(
+        "sfumato-compile-float32",
+        "ours",
+        "float32",
+        ("unet", "vae", "image"),
+        memory=7,
+        options={"dtype": "float32", "engine": "compile"},
+    ),
+    Contender(
+        "sfumato-compile-bfloat16",
+        "ours",
+        "bfloat16",
+        ("unet", "vae", "image"),
+        memory=5,
+        options={"dtype": "bfloat16", "engine": "compile"},
+    ),
+    Contender(
         "sfumato-jax-float32",
         "jax_ours",
         "float32",

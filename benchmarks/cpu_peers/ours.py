@@ -30,7 +30,9 @@ def load(
     pipe = StableDiffusionPipeline.from_pretrained(
         job.model, torch_dtype=types, safety_checker=None, **options
     )
-    if engine is not None:
+    if engine == "compile":
+        pipe.use_engine(engine, folder=job.cache / "compiled")
+    elif engine is not None:
         pipe.use_engine(engine, dtype=dtype)
     return runner(pipe, job, getattr(torch, dtype))
 

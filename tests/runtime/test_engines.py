@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from sfumato.adapters.network import Adapter, activate, add, fuse, remove
 from sfumato.errors import InputError, MissingDependencyError
 from sfumato.pipelines.stages import adapter_scale
 from sfumato.quantization.network import quantize
-from sfumato.runtime import engines
+from sfumato.runtime import compiled, engines
 from sfumato.runtime.hindrances import arguments, hindrance
 from tests.pipelines.tiny import tiny_pipeline
 
@@ -73,6 +75,8 @@ def test_an_unknown_engine_or_option_is_refused() -> None:
         engines.find("openvino", {"thread": 1})
     with pytest.raises(InputError, match="'torch' has no option `dtype`"):
         engines.find("torch", {"dtype": "float32"})
+    with pytest.raises(InputError, match="'compile' has no option `dtype`"):
+        engines.find("compile", {"folder": "here", "kernels": False, "dtype": "float32"})
 
 
 def test_an_absent_package_names_the_extra(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,6 +99,27 @@ def test_what_an_engine_declines_is_computed_by_torch(pipe: StableDiffusionPipel
     assert torch.equal(pipe.vae.decode(LATENTS).sample, decoded)
     pipe.use_engine("torch")
     assert pipe.unet.engine is None and pipe.vae.engine is None
+
+
+def test_the_table_names_the_options_that_engines_have() -> None:
+    for name, kind in engines.ENGINES.items():
+        if kind is None or find_spec(kind.package) is None:
+            assert name != "compile"
+            continue
+        _, *options = inspect.signature(import_module(kind.module).engine_for).parameters
+        assert tuple(options) == kind.options, name
+
+
+def test_an_engine_is_given_the_networks_and_options_that_are_asked_for(
+    pipe: StableDiffusionPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled, "has_compiler", lambda: True)
+    pipe.use_engine("compile", networks=["vae"], folder=tmp_path, kernels=False)
+    engine: Any = pipe.vae.engine
+    assert pipe.unet.engine is None and isinstance(engine, compiled.CompiledAutoencoder)
+    assert engine.files.folder == tmp_path.resolve() and not engine.use_kernels
+    pipe.use_engine("compile", folder=tmp_path)
+    assert isinstance(pipe.unet.engine, compiled.CompiledUNet) and pipe.vae.engine is not engine
 
 
 @openvino

@@ -63,6 +63,13 @@ ENGINES: Mapping[str, EngineKind | None] = {
         networks=("unet", "vae"),
         options=("dtype", "threads", "shapes"),
     ),
+    "compile": EngineKind(
+        module="sfumato.runtime.compiled",
+        package="torch",
+        extra="",
+        networks=("unet", "vae"),
+        options=("folder", "kernels"),
+    ),
 }
 
 

@@ -59,11 +59,16 @@ def this_machine() -> Machine:
     >>> this_machine().processors >= 1
     True
     """
-    flags = _linux_flags() if CPU_INFO.exists() else _apple_flags()
+    flags = machine_flags()
     return Machine(
         instructions=tuple(name for name in INSTRUCTIONS if name in flags),
         processors=_processors(),
     )
+
+
+def machine_flags() -> frozenset[str]:
+    """All that the processor says it can do, in the words of its system; empty where unknown."""
+    return _linux_flags() if CPU_INFO.exists() else _apple_flags()
 
 
 def _linux_flags() -> frozenset[str]:
