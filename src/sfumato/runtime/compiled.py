@@ -118,12 +118,13 @@ class CompiledNetwork:
 
     def compute(self, what: str, inputs: Mapping[str, Any]) -> Tensor | None:
         """The answer of a part, compiled first where that was not done before."""
-        if not all(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(inputs)):
-            self.declines("an argument holds something besides tensors")
+        if not all(_is_plain(leaf) for leaf in pytree.tree_leaves(inputs)):
+            self.declines("an argument holds something besides plain tensors in memory")
             return None
         inputs = pytree.tree_map_only(Tensor, lambda t: t.detach().contiguous(), dict(inputs))
         state, chosen = _state(self.network)
-        if self.declines(_out_of_reach(state)):
+        odd = next((name for name, tensor in state.items() if not _is_plain(tensor)), None)
+        if self.declines(odd and f"{odd} is no plain tensor in memory"):
             return None
         depends = self._depends(what, inputs, state, chosen)
         code = self._codes.get(depends) or self._code(depends, what, inputs, state)
@@ -217,14 +218,10 @@ def _state(network: nn.Module) -> tuple[dict[str, Tensor], tuple[Any, ...]]:
     return state, tuple(chosen)
 
 
-def _out_of_reach(state: Mapping[str, Tensor]) -> str | None:
-    """Why compiled code, which takes weights by their addresses, cannot have them, if so."""
-    for name, tensor in state.items():
-        if type(tensor) not in (Tensor, nn.Parameter):
-            return f"{name} is of the class {type(tensor).__name__}"
-        if tensor.device.type != "cpu" or tensor.layout != torch.strided:
-            return f"{name} is not in this computer's memory as plain numbers"
-    return None
+def _is_plain(value: Any) -> bool:
+    """Whether it is a tensor that compiled code, which goes by addresses, can read."""
+    ordinary = type(value) in (Tensor, nn.Parameter)
+    return ordinary and value.device.type == "cpu" and value.layout == torch.strided
 
 
 @lru_cache(maxsize=1)
@@ -253,6 +250,8 @@ class CompiledUNet(CompiledNetwork):
         as_output = given.pop("return_dict", True)
         given.pop("cross_attention_kwargs", None)  # a scale of adapters, of which none acts
         timestep = torch.as_tensor(given["timestep"], dtype=torch.float32).reshape(-1)
+        if len(timestep) not in (1, len(sample)):
+            return None  # torch tells what is wrong
         inputs = {name: value for name, value in given.items() if value is not None}
         inputs["timestep"] = timestep.expand(len(sample))
         result = self.compute("forward", dict(sorted(inputs.items())))
