@@ -72,9 +72,10 @@ def test_every_sampler_draws_torchs_picture(
     scheduler = getattr(sfumato, class_name).from_config(networks.model.scheduler.config, **options)
     before, pipe.scheduler = pipe.scheduler, scheduler
     try:
-        wish = Wish(prompt="a red apple", steps=STEPS, guidance_scale=4.0, seed=3)
-        most = 4 if sampler.name == "IPNDM" else 1  # weighing four predictions adds up rounding
-        assert difference(pipe, networks.with_scheduler(scheduler), wish) <= most
+        # In so few steps IPNDM makes of a millionth in the noise several levels in the picture.
+        steps = STEPS + 2 if sampler.name == "IPNDM" else STEPS
+        wish = Wish(prompt="a red apple", steps=steps, guidance_scale=4.0, seed=3)
+        assert difference(pipe, networks.with_scheduler(scheduler), wish) <= 1
     finally:
         pipe.scheduler = before
 
