@@ -27,7 +27,9 @@ def products(threads: int, precisions: Collection[str]) -> dict[str, dict[str, C
 
     torch.set_num_threads(threads)
     table: dict[str, dict[str, Callable[[], Any]]] = {}
-    for name in {"float32", "bfloat16"} & set(precisions):
+    for name in ("float32", "bfloat16"):
+        if name not in precisions:
+            continue
         a, b = (torch.randn(EDGE, EDGE).to(getattr(torch, name)) for _ in range(2))
         table[name] = {"torch": lambda a=a, b=b: a @ b, "oneDNN, packed": packed(a, b)}
     if "int8" in precisions:

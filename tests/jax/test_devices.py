@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_eight_virtual_devices_draw_what_one_draws(tmp_path: Path) -> None:
     tiny_pipeline().save_pretrained(tmp_path / "model")
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     done = subprocess.run(
         [sys.executable, "-m", "tests.jax.eight_devices", str(tmp_path / "model")],
         env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def start(devices: int, *arguments: str) -> subprocess.Popen[str]:
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [sys.executable, "-m", "tests.jax.two_hosts", *arguments],
         env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
