@@ -14,6 +14,7 @@ from torch import nn
 
 from sfumato.checkpoints.tensors import read_safetensors
 from sfumato.pipelines.offload import LayerRelease, ModelRelease, wait_in_files
+from sfumato.quantization.network import quantize
 from sfumato.runtime import pages
 
 pytestmark = pytest.mark.skipif(not pages.works(), reason="this system keeps its pages to itself")
@@ -22,8 +23,13 @@ MIB = 2**20
 
 def resident() -> float:
     """Memory of this process, in MiB."""
+    return pages_in_memory(1)
+
+
+def pages_in_memory(field: int) -> float:
+    """MiB of a field of `statm`: 1 for all memory of this process, 2 for that of files."""
     with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / MIB
+        return int(file.read().split()[field]) * os.sysconf("SC_PAGE_SIZE") / MIB
 
 
 def test_memory_of_a_mapped_file_is_given_back(tmp_path: Path) -> None:
@@ -110,3 +116,16 @@ def test_weights_are_in_memory_while_they_are_used(kind: str) -> None:
     assert resident() - start < 48
     assert all(map(torch.equal, again, plain))
     assert not any(m._forward_pre_hooks for network in networks for m in network.modules())
+
+
+@pytest.mark.parametrize("kind", ["int8", "int8-weights", "int4"])
+@torch.no_grad()
+def test_quantised_weights_are_given_back_too(kind: str) -> None:
+    network = nn.Sequential(*(nn.Linear(2048, 2048) for _ in range(8))).eval()
+    quantize(network, kind, keep=())
+    x = torch.randn(1, 2048)
+    plain = network(x)
+    LayerRelease([network], 8 * MIB)
+    before = pages_in_memory(2)
+    assert torch.equal(network(x), plain)
+    assert pages_in_memory(2) - before < 8  # of 20 to 34

@@ -239,4 +239,4 @@ class _PageUnit(_Unit):
             own = (
                 t for m in self._modules for t in (*m._parameters.values(), *m._buffers.values())
             )
-            pages.give_back(tensor for tensor in own if tensor is not None)
+            pages.give_back(stored(tensor for tensor in own if tensor is not None))
