@@ -49,6 +49,8 @@ TORCH_FREE = (
     "sfumato.text.contexts",
     "sfumato.text.tokenizer",
     "sfumato.checkpoints.metadata",
+    "sfumato.checkpoints.exif",
+    "sfumato.checkpoints.picture_files",
     "sfumato.checkpoints.png",
     "sfumato.cli",
     "sfumato.cli.generate",

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from sfumato.checkpoints.metadata import Recipe, parse_infotext, to_infotext
-from sfumato.checkpoints.png import encode_png, read_recipe
+from sfumato.checkpoints.picture_files import read_recipe
+from sfumato.checkpoints.png import encode_png
 from tests.checkpoints.test_png import chunk, png
 
 #: What A1111 looks for in the last line.

@@ -13,7 +13,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sfumato.checkpoints.metadata import Recipe, parse_infotext
-from sfumato.checkpoints.png import SIGNATURE, encode_png, read_recipe, read_texts
+from sfumato.checkpoints.picture_files import read_recipe
+from sfumato.checkpoints.png import SIGNATURE, encode_png, read_texts
 from sfumato.errors import CheckpointError, ImageError, SfumatoError
 
 RECIPE = Recipe(prompt="ein roter Apfel 🍎\0\ud800", steps=4, seed=5, sampler="Euler a")

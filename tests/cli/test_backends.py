@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sfumato.checkpoints.png import encode_png, read_recipe
+from sfumato.checkpoints.picture_files import read_recipe
+from sfumato.checkpoints.png import encode_png
 from sfumato.cli.backends import BACKENDS, choose
 from sfumato.cli.request import build_request
 from tests.command import Run, run_process

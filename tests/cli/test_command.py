@@ -13,6 +13,7 @@ import pytest
 import sfumato
 from sfumato import cli
 from sfumato.checkpoints.metadata import Recipe
+from sfumato.checkpoints.picture_files import encode_picture
 from sfumato.checkpoints.png import encode_png
 from sfumato.cli import console
 from sfumato.errors import InputError, NumericalError
@@ -209,6 +210,18 @@ def test_info_shows_the_recipe_and_nothing_that_moves_the_cursor(run: Run, pictu
     assert said.out.startswith("a \\x1b[2Jcat\nin two lines \\u202etac\n")
     assert "  size              8x8" in said.out
     assert "  Odd\\x07 key       x y" in said.out
+
+
+def test_info_goes_by_the_content_of_a_picture(run: Run, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for suffix in (".jpg", ".webp", ".png"):
+        path = tmp_path / "cat.safetensors"
+        path.write_bytes(encode_picture(Image.new("RGB", (8, 8)), Recipe(prompt="mi"), suffix))
+        assert run("info", path).out.startswith("mi\n")
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.jpg")
+    said = run("info", tmp_path / "photo.jpg")
+    assert said.code == 1 and "carries no recipe" in said.err
 
 
 def test_info_as_json_is_the_recipe(run: Run, picture: Path) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from sfumato import ClassEmbedder, LDMPipeline
 from sfumato.checkpoints.metadata import parse_infotext, to_infotext
-from sfumato.checkpoints.png import read_recipe
+from sfumato.checkpoints.picture_files import read_recipe
 from tests.command import Run, Said
 from tests.pipelines import tiny_conditioned, tiny_latent
 

@@ -18,7 +18,8 @@ from PIL import Image
 
 from sfumato import StableDiffusionPipeline, __version__, assets
 from sfumato.checkpoints.metadata import Recipe, parse_infotext, to_infotext
-from sfumato.checkpoints.png import encode_png, read_recipe, read_texts
+from sfumato.checkpoints.picture_files import read_recipe
+from sfumato.checkpoints.png import encode_png, read_texts
 from sfumato.cli import console, drawing
 from sfumato.errors import NumericalError
 from sfumato.pipelines.sampler_names import SAMPLERS
@@ -118,6 +119,21 @@ def test_a_picture_can_be_drawn_again_from_itself_alone(
     (path,) = drawn(run(prompt, *QUICK, *options, "-o", "a.png"))
     (again,) = drawn(run("--from", path, "-o", "b.png"))
     assert Path(again).read_bytes() == Path(path).read_bytes()
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".webp"])
+def test_a_jpeg_and_a_webp_can_be_drawn_again_too(run: Run, embedded: Path, suffix: str) -> None:
+    options = ("--dtype", "bfloat16", "--sampler", "Euler a", "-n", "bad")
+    (path,) = drawn(run('a "猫"', *QUICK, *options, "-o", f"a{suffix}"))
+    with Image.open(path) as picture:
+        assert picture.format == {".jpg": "JPEG", ".webp": "WEBP"}[suffix]
+    (again,) = drawn(run("--from", path, "-o", f"b{suffix}"))
+    assert Path(again).read_bytes() == Path(path).read_bytes()
+    (whole,) = drawn(run("--from", path, "-o", "b.png"))
+    recipe = read_recipe(path)
+    assert recipe is not None
+    (first,) = drawn(run('a "猫"', *QUICK, *options, "-s", recipe.seed, "-o", "c.png"))
+    assert Path(whole).read_bytes() == Path(first).read_bytes()
 
 
 def test_options_change_a_replayed_recipe(run: Run, embedded: Path) -> None:

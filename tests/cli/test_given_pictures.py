@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from sfumato.checkpoints.metadata import parse_infotext, to_infotext
-from sfumato.checkpoints.png import read_recipe
+from sfumato.checkpoints.picture_files import read_recipe
 from sfumato.cli.picture_options import HIRES_UPSCALERS, read_edges
 from sfumato.errors import InputError
 from sfumato.pipelines.hires import UPSCALERS

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from sfumato import LDMInpaintPipeline, LDMPipeline, LDMSuperResolutionPipeline
-from sfumato.checkpoints.png import read_recipe
+from sfumato.checkpoints.picture_files import read_recipe
 from tests.command import Run, Said
 from tests.pipelines.tiny_latent import parts, tiny_vq
 

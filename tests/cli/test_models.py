@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save as safetensors
 
 from sfumato import assets
-from sfumato.checkpoints.png import read_recipe
+from sfumato.checkpoints.picture_files import read_recipe
 from tests.checkpoints.hub_server import files_below, lay_out
 from tests.checkpoints.original.synthetic import (
     checkpoint_tensors,

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sfumato.cli import pictures
-from sfumato.cli.pictures import candidates, check_output, write_new
+from sfumato.cli.pictures import candidates, check_output, suffix_of, write_new
 from sfumato.errors import InputError
 
 
@@ -43,6 +43,13 @@ def test_a_folder_is_numbered_on_from_its_highest_number() -> None:
 def test_a_name_that_is_taken_gets_a_number() -> None:
     assert names("apple.png") == ["apple.png", "apple_2.png", "apple_3.png"]
     assert names("a/b/c.PNG", 2) == ["a/b/c.PNG", "a/b/c_2.PNG"]
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "b/c.JPEG", "a-%03d.webp", "{seed}.webp", "a.png"])
+def test_the_ending_says_what_is_written(name: str) -> None:
+    check_output(name)
+    assert Path(names(name, 1)[0]).suffix == suffix_of(name) == Path(name).suffix
+    assert suffix_of("folder/") == suffix_of(None) == ".png"
 
 
 def test_a_pattern_counts_from_the_next_free_number() -> None:
@@ -91,7 +98,7 @@ def test_a_full_disk_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(
-    "output", ["a.jpg", "folder/a.webp", "apple.png.txt", "", "  ", "a\0.png", "\ud800.png"]
+    "output", ["a.gif", "folder/a.jxl", "apple.png.txt", "", "  ", "a\0.png", "\ud800.png"]
 )
 def test_a_name_that_cannot_be_is_refused_before_drawing(output: str) -> None:
     with pytest.raises(InputError):

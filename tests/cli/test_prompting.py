@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from sfumato import StableDiffusionPipeline
 from sfumato.checkpoints.file_hashes import hash_file
 from sfumato.checkpoints.metadata import Recipe, parse_infotext, to_infotext
-from sfumato.checkpoints.png import encode_png, read_recipe, read_texts
+from sfumato.checkpoints.picture_files import read_recipe
+from sfumato.checkpoints.png import encode_png, read_texts
 from tests.adapters.files_like import kohya_file
 from tests.command import Run, Said
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from sfumato.checkpoints.metadata import parse_infotext, to_infotext
-from sfumato.checkpoints.png import read_recipe
+from sfumato.checkpoints.picture_files import read_recipe
 from sfumato.cli.steering import NAMES, check_steering, guidance_parts, read_steering
 from sfumato.errors import InputError
 from sfumato.models.autoencoder import AutoencoderKL

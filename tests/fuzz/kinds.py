@@ -20,7 +20,7 @@ from sfumato.checkpoints.model_index import read_model_index
 from sfumato.checkpoints.original.original_config import read_original_config
 from sfumato.checkpoints.pickle_machine import PickleError, read_pickle_data
 from sfumato.checkpoints.pickles import read_pickle, read_pickled
-from sfumato.checkpoints.png import read_recipe
+from sfumato.checkpoints.picture_files import read_recipe
 from sfumato.checkpoints.source import open_source
 from sfumato.checkpoints.tensors import read_safetensors
 from sfumato.checkpoints.torch_rebuild import call, storage_of

@@ -21,7 +21,8 @@ from pathlib import Path
 from PIL import Image
 
 from sfumato.checkpoints.metadata import Recipe, parse_infotext, to_infotext
-from sfumato.checkpoints.png import encode_png, read_recipe
+from sfumato.checkpoints.picture_files import read_recipe
+from sfumato.checkpoints.png import encode_png
 from sfumato.text.prompt.attention import LARGEST_WEIGHT, parse_attention
 from sfumato.text.prompt.chunks import Vocabulary, a1111_chunks, comfyui_chunks
 from sfumato.text.prompt.comfyui import parse_comfyui

@@ -1,10 +1,11 @@
-"""The recipe of a picture, and the two texts that a PNG carries it in.
+"""The recipe of a picture, and the two texts that a picture carries it in.
 
     Recipe  <->  infotext   PNG keyword ``parameters``, the text that A1111's web UI made common:
                             every gallery reads it, but it is ambiguous
     Recipe  <->  JSON       PNG keyword ``sfumato``, exact; it wins when both are there
 
-Everything here is a pure function from text to text; `sfumato.checkpoints.png` opens the files.
+A JPEG or WebP carries the same texts as EXIF data; see `sfumato.checkpoints.exif`. Everything
+here is a pure function from text to text; `sfumato.checkpoints.picture_files` opens the files.
 """
 
 from __future__ import annotations

@@ -14,13 +14,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, BinaryIO
 
 from sfumato.checkpoints.files import open_regular, shown
-from sfumato.checkpoints.metadata import (
-    INFOTEXT_KEYWORD,
-    JSON_KEYWORD,
-    Recipe,
-    recipe_from_texts,
-    recipe_to_texts,
-)
+from sfumato.checkpoints.metadata import Recipe, recipe_to_texts
 from sfumato.errors import ImageError
 
 if TYPE_CHECKING:
@@ -29,17 +23,6 @@ if TYPE_CHECKING:
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_TEXT_BYTES = 16 << 20  # a recipe's JSON may take twelve bytes for a letter
 MAX_CHUNKS = 200_000
-
-
-def read_recipe(path: str | os.PathLike[str]) -> Recipe | None:
-    """The recipe that a PNG carries, or None when it carries none.
-
-    Raises:
-        CheckpointError: when the path is not a file that can be read.
-        ImageError: when it is not a PNG, or a damaged or hostile one.
-        ConfigError: when the recipe is there but cannot be read.
-    """
-    return recipe_from_texts(read_texts(path, (JSON_KEYWORD, INFOTEXT_KEYWORD)))
 
 
 def read_texts(path: str | os.PathLike[str], keywords: Collection[str]) -> dict[str, str]:
@@ -51,12 +34,13 @@ def read_texts(path: str | os.PathLike[str], keywords: Collection[str]) -> dict[
     """
     with open_regular(path) as file:
         try:
-            return _scan(file, frozenset(keywords))
+            return scan_texts(file, frozenset(keywords))
         except ImageError as error:
             raise ImageError(f"{shown(path)}: {error.message}", hint=error.hint) from None
 
 
-def _scan(file: BinaryIO, keywords: frozenset[str]) -> dict[str, str]:
+def scan_texts(file: BinaryIO, keywords: frozenset[str]) -> dict[str, str]:
+    """As `read_texts`, of an open file at its start."""
     if file.read(len(SIGNATURE)) != SIGNATURE:
         raise ImageError("It is not a PNG.")
     size = os.fstat(file.fileno()).st_size

@@ -223,7 +223,7 @@ Replay = Annotated[
     Path | None,
     _Option(
         "--from",
-        metavar="PNG",
+        metavar="PICTURE",
         envvar="SFUMATO_FROM",
         help="Picture whose recipe to take; options change it.",
     ),
@@ -434,13 +434,15 @@ def _lines(text: str, where: str) -> tuple[str, ...]:
 
 
 def _draw_and_save(request: Request, output: str | None, as_json: bool) -> None:
-    from sfumato.checkpoints.png import encode_png
+    from sfumato.checkpoints.picture_files import encode_picture
     from sfumato.cli.backends import draw
-    from sfumato.cli.pictures import write_new
+    from sfumato.cli.pictures import suffix_of, write_new
 
+    suffix = suffix_of(output)
     for drawn in draw(request):
         recipe = drawn.recipe
-        path = write_new(output, recipe.seed or 0, encode_png(drawn.image, recipe))
+        data = encode_picture(drawn.image, recipe, suffix)
+        path = write_new(output, recipe.seed or 0, data)
         console.note(
             f"seed {recipe.seed}, {recipe.steps} steps of {recipe.sampler}"
             f" ({recipe.schedule}), {recipe.width}x{recipe.height}, {drawn.seconds:.1f} s"

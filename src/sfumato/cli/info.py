@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sfumato.checkpoints.files import open_regular, shown
+from sfumato.checkpoints.files import shown
 from sfumato.checkpoints.metadata import Recipe
-from sfumato.checkpoints.png import SIGNATURE, read_recipe
+from sfumato.checkpoints.picture_files import FORMATS, is_picture, read_recipe
 from sfumato.cli.console import one_line, printable
 from sfumato.errors import ImageError
 
@@ -40,7 +40,7 @@ def info(
     Of a picture: how it was drawn; `sfumato --from PICTURE` draws it again. Of weights: kind,
     base model, what the network predicts, precision, rank, trigger words, training, hashes.
     """
-    if not file.is_dir() and _is_picture(file):
+    if not file.is_dir() and (is_picture(file) or file.suffix.lower() in FORMATS):
         recipe = read_recipe(file)
         if recipe is None:
             raise ImageError(f"{shown(file)} carries no recipe.")
@@ -52,12 +52,6 @@ def info(
     found = inspect_file(file, hashes=not no_hash, verify=verify)
     print(json.dumps(asdict(found)) if as_json else describe_weights(found))
     require_sound(found)
-
-
-def _is_picture(path: Path) -> bool:
-    with open_regular(path) as file:
-        start = file.read(len(SIGNATURE))
-    return start == SIGNATURE or path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp")
 
 
 def describe(recipe: Recipe) -> str:

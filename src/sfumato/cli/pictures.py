@@ -2,7 +2,7 @@
 
 (nothing)        outputs/2026-11-23/00007-965400086.png   next free number, seed
 folder/          folder/00007-965400086.png
-apple.png        apple.png, then apple_2.png, apple_3.png
+apple.png        apple.png, then apple_2.png, apple_3.png; so .jpg, .jpeg and .webp
 apple-%03d.png   apple-000.png, apple-001.png, ...        next free number
 {seed}           stands for the seed in any of them
 """
@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sfumato.checkpoints.atomic import fsync_path, temporary_name
+from sfumato.checkpoints.picture_files import FORMATS
 from sfumato.errors import InputError
 
 _NUMBER = re.compile(r"%(0?\d{0,2})d")
@@ -27,16 +28,16 @@ def check_output(output: str | None) -> None:
     """Raise before a picture is drawn for nothing.
 
     Raises:
-        InputError: when the name is not one of the kinds above, or not of a PNG.
+        InputError: when the name is not one of the kinds above, or not of a picture.
         OSError: when the place cannot be written to.
     """
     if output is not None and not _is_name(output):
         raise InputError(f"{output!r} is no file name.")
     folder, name = _split(output)
-    if name is not None and Path(name).suffix.lower() != ".png":
+    if name is not None and Path(name).suffix.lower() not in FORMATS:
         raise InputError(
-            f"The name {name!r} does not end in .png.",
-            hint="Pictures are written as PNG, which carries the recipe.",
+            f"The name {name!r} does not end as that of a picture that can be written.",
+            hint=f"Use one of {', '.join(FORMATS)}; each of them carries the recipe.",
         )
     existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not existing.is_dir():
@@ -60,6 +61,12 @@ def _split(output: str | None) -> tuple[Path, str | None]:
     if output.endswith(("/", os.sep)) or path.is_dir() or not path.suffix:
         return path, None
     return path.parent, path.name
+
+
+def suffix_of(output: str | None) -> str:
+    """The ending of the names that pictures get."""
+    _, name = _split(output)
+    return ".png" if name is None else Path(name).suffix
 
 
 def candidates(output: str | None, seed: int) -> Iterator[Path]:

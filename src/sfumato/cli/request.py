@@ -16,7 +16,7 @@ from sfumato.checkpoints.files import shown
 from sfumato.checkpoints.jsonfile import read_json
 from sfumato.checkpoints.metadata import MAX_SEED, Recipe
 from sfumato.checkpoints.model_index import DEFAULTS_NAME
-from sfumato.checkpoints.png import read_recipe
+from sfumato.checkpoints.picture_files import read_recipe
 from sfumato.cli.conditions import check_conditions, condition_of, defaults_of
 from sfumato.cli.models import Model, find_model
 from sfumato.cli.picture_options import check_pictures
