@@ -155,6 +155,27 @@ def test_what_pillow_writes_is_read_from_either_table(
     assert recipe is not None and (recipe.steps, recipe.negative_prompt) == (20, "Hund")
 
 
+def test_the_ways_of_stable_diffusion_cpp_are_read(path: Path) -> None:
+    text = TEXT.replace("a cat", 'a <b> & "cat", &amp;')
+    data = b"parameters\0" + text.encode() + b"\0"
+    said = b"\xff\xfe" + struct.pack(">H", 2 + len(data)) + data
+    other = b"\xff\xfe\0\7other"
+    mine = tiff(comment(b"ASCII\0\0\0a dog\nSteps: 1, Seed: 2, Size: 8x8"))
+    photo = jpeg(tiff([]), before=other + said)
+    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    packet = f"<x:xmpmeta><sdcpp:parameters>{escaped}</sdcpp:parameters></x:xmpmeta>".encode()
+    packet += b" " * (len(packet) % 2)
+    xmp = b"XMP " + struct.pack("<I", len(packet)) + packet
+    for content in (photo, webp(tiff([]), before=xmp)):
+        recipe = recipe_of(path, content)
+        assert recipe is not None and recipe.steps == 20
+        assert recipe.prompt == 'a <b> & "cat", &amp;, 一二三, 🍎'
+    for content in (jpeg(mine, before=said), webp(mine, before=xmp)):
+        recipe = recipe_of(path, content)
+        assert recipe is not None and recipe.prompt == "a dog"
+    assert recipe_of(path, webp(tiff([]), before=xmp.replace(b"</sdcpp", b"<-sdcpp"))) is None
+
+
 def test_the_byte_order_is_told_by_what_makes_sense() -> None:
     r = random.Random(0)
     letters = "一刀嘀 aB:,\nöж🍎"  # the first three are Latin letters when read the wrong way
@@ -260,12 +281,13 @@ def test_what_has_no_end_is_refused(path: Path) -> None:
     damaged(path, b"\xff\xd8" + b"\xff" * 400_000, "parts before")
     damaged(path, b"\xff\xd8" + b"\xff\xe0\0\2" * 200_001, "parts before")
     damaged(path, webp(GOOD, before=b"abcd\0\0\0\0" * 200_001), "chunks")
-    start = b"WEBPEXIF" + struct.pack("<I", 33 << 20)
-    with path.open("wb") as file:
-        file.write(b"RIFF" + struct.pack("<I", 40 << 20) + start)
-        file.truncate((40 << 20) + 8)
-    with pytest.raises(ImageError, match="too many for a recipe"):
-        read_recipe(path)
+    for kind in (b"EXIF", b"XMP "):
+        start = b"WEBP" + kind + struct.pack("<I", 33 << 20)
+        with path.open("wb") as file:
+            file.write(b"RIFF" + struct.pack("<I", 40 << 20) + start)
+            file.truncate((40 << 20) + 8)
+        with pytest.raises(ImageError, match="too many for a recipe"):
+            read_recipe(path)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

@@ -241,6 +241,8 @@ KINDS: dict[str, Kind] = {
     "embedding": Kind("m.safetensors", weights.embedding, (read_embedding, inspect)),
     "embedding in a picture": Kind("m.png", texts.embedding_picture, (read_embedding,)),
     "picture": Kind("m.png", texts.picture, (read_recipe,), 2),
+    "jpeg": Kind("m.jpg", texts.jpeg, (read_recipe,), 2),
+    "webp": Kind("m.webp", texts.webp, (read_recipe,), 2),
     "infotext": Kind("m.txt", texts.infotext, (infotext,), 0.5),
     "original config": Kind("m.yaml", texts.original_config, (original,), 0.05),
     "model index": Kind(

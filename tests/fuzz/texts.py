@@ -20,7 +20,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from sfumato.checkpoints.metadata import Recipe, to_infotext, to_json
+from sfumato.checkpoints.exif import write_exif
+from sfumato.checkpoints.metadata import Recipe, recipe_to_texts, to_infotext, to_json
 from sfumato.models.unet import UNet2DConditionModel
 from sfumato.safety.image_processor import CLIPImageProcessorConfig
 from sfumato.schedulers.storage import all_classes, all_fields
@@ -70,6 +71,37 @@ def picture(r: random.Random) -> bytes:
     r.shuffle(chunks)
     data = png(*chunks[: r.choice([1, 2, 2])])
     return any_bytes(r, data, png()) if r.random() < 0.4 else data
+
+
+def jpeg(r: random.Random) -> bytes:
+    """A JPEG without pixels, damaged anywhere or in its EXIF data."""
+    data = _exif(r)
+    segment = b"\xff\xe1" + struct.pack(">H", min(2 + len(data), 0xFFFF)) + data[:0xFFFD]
+    text = b"parameters\0" + infotext(r)[:60_000]
+    said = b"\xff\xfe" + struct.pack(">H", 2 + len(text)) + text
+    parts = r.choice([[segment], [said], [said, segment], [segment, segment]])
+    whole = b"\xff\xd8" + b"".join(parts) + b"\xff\xd9"
+    return any_bytes(r, whole, png()) if r.random() < 0.4 else whole
+
+
+def webp(r: random.Random) -> bytes:
+    """A WebP without pixels, damaged anywhere or in its EXIF data or XMP."""
+    xmp = b"<sdcpp:parameters>" + infotext(r) + b"&#xD800;&lt;</sdcpp:parameters>"
+    chunks = [(b"EXIF", _exif(r)), (b"XMP ", flipped(r, xmp) if r.random() < 0.3 else xmp)]
+    r.shuffle(chunks)
+    body = b"WEBP" + b"".join(
+        kind + struct.pack("<I", len(data)) + data + bytes(len(data) % 2)
+        for kind, data in chunks[: r.choice([1, 2])]
+    )
+    whole = b"RIFF" + struct.pack("<I", len(body)) + body
+    return any_bytes(r, whole, png()) if r.random() < 0.4 else whole
+
+
+def _exif(r: random.Random) -> bytes:
+    texts = recipe_to_texts(_recipe())
+    data = write_exif({name: texts[name] for name in r.sample(list(texts), r.choice([1, 2]))})
+    head = r.choice([14, 60, 90])  # the tables, mostly
+    return any_bytes(r, data[:head], data) + data[head:] if r.random() < 0.7 else data
 
 
 _PIECES = (b"Steps: 1, ", b": ", b", ", b"\n", b'"', b"\\", b"Negative prompt: ",

@@ -2,11 +2,13 @@
 
 Reading decodes no picture and is bounded: what may be a text is read up to a limit, all else is
 passed over. Texts of a PNG are chunks of it, see `sfumato.checkpoints.png`; those of a JPEG and a
-WebP are EXIF data, see `sfumato.checkpoints.exif`.
+WebP are EXIF data, see `sfumato.checkpoints.exif`. stable-diffusion.cpp has ways of its own, which
+are read: a comment in a JPEG, and XMP, which is XML, in a WebP.
 """
 
 from __future__ import annotations
 
+import html
 import io
 import logging
 import os
@@ -41,6 +43,9 @@ _MAX_EXIF = 2 * MAX_TEXT_BYTES  # both texts
 _MAX_SEGMENT = 65_533  # bytes in one segment of a JPEG, which holds all its EXIF data
 
 _EXIF_SEGMENT = b"\xe1"
+_COMMENT_SEGMENT = b"\xfe"
+_COMMENT_START = b"parameters\0"
+_XMP_START, _XMP_END = b"<sdcpp:parameters>", b"</sdcpp:parameters>"
 _STANDALONE = b"\x01\xd0\xd1\xd2\xd3\xd4\xd5\xd6\xd7"  # markers without a length
 _PIXELS_OR_END = b"\xda\xd9"
 
@@ -94,13 +99,15 @@ def _scan(file: BinaryIO) -> tuple[str, dict[str, str]]:
         file.seek(0)
         return kind, scan_texts(file, frozenset((JSON_KEYWORD, INFOTEXT_KEYWORD)))
     size = os.fstat(file.fileno()).st_size
-    data = _exif_of_jpeg(file, size) if kind == "JPEG" else _exif_of_webp(file, size)
-    return kind, {} if data is None else read_exif(data)
+    exif, text = _scan_jpeg(file, size) if kind == "JPEG" else _scan_webp(file, size)
+    texts = {} if text is None else {INFOTEXT_KEYWORD: text}
+    return kind, texts if exif is None else texts | read_exif(exif)
 
 
-def _exif_of_jpeg(file: BinaryIO, size: int) -> bytes | None:
-    """The first EXIF data before the pixels."""
+def _scan_jpeg(file: BinaryIO, size: int) -> tuple[bytes | None, str | None]:
+    """The first EXIF data before the pixels, and stable-diffusion.cpp's comment."""
     file.seek(2)
+    exif = text = None
     for _ in range(MAX_CHUNKS):
         start, marker = file.read(1), file.read(1)
         if not marker:
@@ -111,41 +118,56 @@ def _exif_of_jpeg(file: BinaryIO, size: int) -> bytes | None:
             file.seek(-1, os.SEEK_CUR)
             continue
         if marker in _PIXELS_OR_END:
-            return None
+            return exif, text
         if marker in _STANDALONE:
             continue
         length = int.from_bytes(file.read(2), "big") - 2
         if length < 0 or file.tell() + length > size:
             raise ImageError("The JPEG ends early; it is damaged.")
-        data = file.read(length) if marker == _EXIF_SEGMENT else b""
-        if data.startswith(EXIF_START):
-            return data
-        file.seek(length - len(data), os.SEEK_CUR)
+        if marker not in (_EXIF_SEGMENT, _COMMENT_SEGMENT):
+            file.seek(length, os.SEEK_CUR)
+            continue
+        data = file.read(length)
+        if exif is None and marker == _EXIF_SEGMENT and data.startswith(EXIF_START):
+            exif = data
+        if text is None and marker == _COMMENT_SEGMENT and data.startswith(_COMMENT_START):
+            text = data.removeprefix(_COMMENT_START).rstrip(b"\0").decode("utf-8", "replace")
     raise ImageError(f"The JPEG has more than {MAX_CHUNKS} parts before its pixels.")
 
 
-def _exif_of_webp(file: BinaryIO, size: int) -> bytes | None:
-    """The first EXIF chunk."""
+def _scan_webp(file: BinaryIO, size: int) -> tuple[bytes | None, str | None]:
+    """The first EXIF data, and stable-diffusion.cpp's text in XMP."""
     file.seek(4)
     end = 8 + int.from_bytes(file.read(4), "little")
     if end > size:
         raise ImageError("The WebP ends early; it is damaged.")
     file.seek(12)
+    found: dict[bytes, bytes] = {}
     for _ in range(MAX_CHUNKS):
         if file.tell() >= end:  # behind a padding that is counted or is not
-            return None
+            return found.get(b"EXIF"), _text_in_xmp(found.get(b"XMP ", b""))
         header = file.read(8)
         if len(header) < 8:
             raise ImageError("The WebP ends early; it is damaged.")
         kind, length = struct.unpack("<4sI", header)
         if file.tell() + length > end:
             raise ImageError("The WebP ends early; it is damaged.")
-        if kind == b"EXIF":
+        if kind in (b"EXIF", b"XMP ") and kind not in found:
             if length > _MAX_EXIF:
-                raise ImageError(f"Its EXIF data has {length} bytes, too many for a recipe.")
-            return file.read(length)
-        file.seek(length + length % 2, os.SEEK_CUR)
+                name = kind.decode().strip()
+                raise ImageError(f"Its {name} data has {length} bytes, too many for a recipe.")
+            found[kind] = file.read(length)
+            length %= 2
+        else:
+            length += length % 2
+        file.seek(length, os.SEEK_CUR)
     raise ImageError(f"The WebP has more than {MAX_CHUNKS} chunks.")
+
+
+def _text_in_xmp(data: bytes) -> str | None:
+    _, start, rest = data.partition(_XMP_START)
+    text, end, _ = rest.partition(_XMP_END)
+    return html.unescape(text.decode("utf-8", "replace")) if start and end else None
 
 
 def encode_picture(image: Image, recipe: Recipe | None = None, suffix: str = ".png") -> bytes:
