@@ -10,7 +10,7 @@ not count into them. One step of the UNet has a batch of two, as guidance wants;
 picture.
 
 Measured rows go into ``docs/memory.json``, where they replace those of the same name, type and
-size, with the name of the processor, and the table of ``docs/memory.md`` is written from that file.
+size, with the name of the processor, and the tables of ``docs/memory.md`` are written from it.
 Rows of two processors have no ratio. Needs diffusers, transformers and accelerate (extra ``test``),
 and Linux.
 """
@@ -35,8 +35,12 @@ PAGE = ROOT / "docs" / "memory.md"
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 LIBRARIES = ("sfumato", "diffusers")
 SIZES = (512, 1024)
-#: The first one is not named in the table.
+#: The first one is not named in the file of results.
 DTYPES = ("bfloat16", "float32", "float16")
+HEAD = (
+    "| switch | sfumato: peak, time | diffusers: peak, time | sfumato / diffusers |",
+    "|---|---|---|---|",
+)
 PARTS = {"step": "UNet step", "decode": "decoding", "picture": "picture in 1 step"}
 
 
@@ -172,38 +176,41 @@ def write_model(place: Path) -> str:
     return str(place)
 
 
-def rows_of(results: dict[str, Any]) -> list[str]:
-    """The table in Markdown: a line per case, type and size, in the order of `CASES`."""
-    lines = [
-        "| switch | size | sfumato: peak, time | diffusers: peak, time | sfumato / diffusers"
-        " | processor |",
-        "|---|---|---|---|---|---|",
-    ]
-    for case in CASES.values():
-        for dtype in DTYPES:
-            rows = results.get(row_name(case.name, dtype), {})
-            for size, found in sorted(rows.items(), key=lambda item: int(item[0])):
-                lines.append(f"| {_label(case, dtype)} | {size} | {_row(found)} |")
+def tables_of(results: dict[str, Any]) -> list[str]:
+    """A table in Markdown for each size, type and processor, with a line per case."""
+    tables: dict[tuple[str, str, str], list[str]] = {}
+    for dtype in DTYPES:
+        for case in CASES.values():
+            for size, found in results.get(row_name(case.name, dtype), {}).items():
+                key = (size, dtype, _machines(found))
+                tables.setdefault(key, []).append(f"| {_label(case)} | {_row(found)} |")
+    lines: list[str] = []
+    for (size, dtype, machines), rows in sorted(tables.items(), key=lambda item: int(item[0][0])):
+        lines += [f"{size}x{size} pixels, {dtype}, {machines}:", "", *HEAD, *rows, ""]
     return lines
 
 
-def _label(case: Case, dtype: str) -> str:
-    label = case.name
-    if "no switch" in label:
-        label = f"{label.partition(',')[0]} ({PARTS[case.part]})"
-    return row_name(label, dtype)
+def _label(case: Case) -> str:
+    if "no switch" in case.name:
+        return f"{case.name.partition(',')[0]} ({PARTS[case.part]})"
+    return case.name
+
+
+def _machines(found: dict[str, Any]) -> str:
+    """The processors that measured one case."""
+    machines = {one.get("machine", "processor not noted") for one in found.values()}
+    return "; ".join(sorted(machines))
 
 
 def _row(found: dict[str, Any]) -> str:
-    """The cells of one line after the first two."""
+    """The cells of one line after the first."""
     both = [found.get(library) for library in LIBRARIES]
-    machines = {one.get("machine", "not noted") for one in both if one}
     ratio = "-"
     ours, theirs = both
-    if ours and theirs and len(machines) == 1:
+    if ours and theirs and ours.get("machine") == theirs.get("machine"):
         pairs = (ours[key] / theirs[key] for key in ("peak_mib", "seconds"))
         ratio = ", ".join(f"{value:.2f}" for value in pairs)
-    return " | ".join([*map(_cell, both), ratio, "; ".join(sorted(machines))])
+    return " | ".join([*map(_cell, both), ratio])
 
 
 def _cell(found: dict[str, Any] | None) -> str:
@@ -211,33 +218,38 @@ def _cell(found: dict[str, Any] | None) -> str:
 
 
 def missing(results: dict[str, Any]) -> list[str]:
-    """A sentence about the rows that a whole run would have and this one has not."""
+    """A sentence about the rows that no type has for each library that has the switch."""
+
+    def measured(case: Case, size: int) -> bool:
+        rows = (results.get(row_name(case.name, dtype), {}) for dtype in DTYPES)
+        return any(set(case.libraries) <= set(row.get(str(size), {})) for row in rows)
+
     absent = [
-        f"{name} at {size}"
+        f"{case.name} at {size}"
         for size in SIZES
-        for name, case in CASES.items()
-        if set(case.libraries) - set(results.get(name, {}).get(str(size), {}))
+        for case in CASES.values()
+        if not measured(case, size)
     ]
-    return [f"Not measured, or not for both: {'; '.join(absent)}."] if absent else []
+    return [f"Not measured, or not for both: {'; '.join(absent)}.", ""] if absent else []
 
 
 def write_page(results: dict[str, Any]) -> None:
-    """Put the table between its marks in the page."""
+    """Put the tables between their marks in the page."""
     before, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
-    table = "\n".join([*rows_of(results), "", *missing(results)])
-    PAGE.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{after}", "utf-8")
+    tables = "\n".join([*tables_of(results), *missing(results)])
+    PAGE.write_text(f"{before}{BEGIN}\n\n{tables}\n{END}{after}", "utf-8")
 
 
 def main() -> None:
-    """Measure, note the results, write and print the table."""
+    """Measure, note the results, write and print the tables."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--case", action="append", choices=CASES, help="all, if none is named")
     parser.add_argument("--size", action="append", type=int, help="512 and 1024, if none is given")
     parser.add_argument("--model", help="a folder to load; random weights, if none is given")
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0])
     parser.add_argument("--library", action="append", choices=LIBRARIES)
-    parser.add_argument("--table", action="store_true", help="write the table and measure nothing")
+    parser.add_argument("--table", action="store_true", help="write the tables and measure nothing")
     parser.add_argument("--child", choices=LIBRARIES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     chosen = [CASES[name] for name in arguments.case or CASES]
@@ -257,7 +269,7 @@ def main() -> None:
                             f"{row_name(case.name, dtype)}, {size}, {library}: {found}", flush=True
                         )
     write_page(noted())
-    print("\n".join(rows_of(noted())))
+    print("\n".join(tables_of(noted())))
 
 
 if __name__ == "__main__":
