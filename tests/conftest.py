@@ -17,8 +17,10 @@ from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the oracles are imported
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
-# Most of the time of JAX's tests is compiling, and this makes it a third less.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Most of the time of JAX's tests is compiling, and this halves it.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+)
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many tests run at a time as there may be threads
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -82,9 +82,9 @@ def dictionary(tensors: dict[str, Tensor], path: Path) -> Any:
 def test_converted_tensors_are_in_memory_one_at_a_time(
     kind: Callable[..., Any], waiting: bool, tmp_path: Path
 ) -> None:
-    given = {str(i): torch.randn(512, 512).to(HALF) for i in range(16)}
+    given = {str(i): torch.randn(512, 512).to(HALF) for i in range(8)}
     source = kind(given, tmp_path / "weights")
-    size = 16 * 512 * 512 * 4
+    size = 8 * 512 * 512 * 4
     with pages.settling(waiting) as settle, MemoryOffFiles() as memory:
         read = source.read(given, dtype=torch.float32, settle=settle)
     if waiting:

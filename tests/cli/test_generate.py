@@ -218,7 +218,7 @@ def test_prompts_come_from_stdin_one_a_line(
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda sampler: sampler.name)
 def test_every_sampler_of_the_list_draws(run: Run, model: Path, sampler: object) -> None:
     name = getattr(sampler, "name", "")
-    (path,) = drawn(run("a", "-m", model, "--sampler", name, "--steps", 4, "-s", 1))
+    (path,) = drawn(run("a", "-m", model, "--sampler", name, "--steps", 2, "-s", 1))
     recipe = read_recipe(path)
     assert recipe is not None and recipe.sampler == name
 

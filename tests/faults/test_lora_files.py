@@ -392,7 +392,7 @@ _MUTATIONS = ["drop", "rename", "reshape", "cut", "type", "duplicate", "scalar",
 
 
 @given(st.data())
-@hypothesis_settings(max_examples=120)
+@hypothesis_settings(max_examples=60)
 def test_a_mutated_file_is_loaded_or_refused_but_never_half(data: st.DataObject) -> None:
     unet = _SHARED.setdefault("pipe", tiny_pipeline()).unet
     before = _SHARED.setdefault("before", weights_of(unet))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sfumato.errors import InputError, NumericalError, SfumatoError
-from tests.pipelines.tiny import tiny_pipeline
+from tests.jax.small import small_pipeline
 
 jax = pytest.importorskip("jax")
 
@@ -49,14 +49,14 @@ IN_OWN_WORDS: list[dict[str, Any]] = [
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     folder: Path = tmp_path_factory.mktemp("loaded")
-    tiny_pipeline().save_pretrained(folder)
+    small_pipeline().save_pretrained(folder)
     return FlaxStableDiffusionPipeline.from_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     folder: Path = tmp_path_factory.mktemp("model")
-    pipe = tiny_pipeline()
+    pipe = small_pipeline()
     pipe.save_pretrained(folder)
     pipeline, params = FlaxStableDiffusionPipeline.from_pretrained(folder)
 
@@ -104,7 +104,7 @@ def test_numbers_that_break_are_an_error_that_names_the_step(both: tuple[Any, An
 
 
 def test_a_decoder_that_overflows_is_named(tmp_path: Path) -> None:
-    tiny_pipeline().save_pretrained(tmp_path)
+    small_pipeline().save_pretrained(tmp_path)
     pipeline, params = FlaxStableDiffusionPipeline.from_pretrained(tmp_path)
     name = "decoder.conv_out.bias"
     broken = {**params["vae"], name: params["vae"][name].at[0].set(np.inf)}

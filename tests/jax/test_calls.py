@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.pipelines.tiny import tiny_pipeline, tiny_text_encoder, tiny_unet
+from tests.jax.small import small_pipeline, small_unet
+from tests.pipelines.tiny import tiny_text_encoder
 
 jax = pytest.importorskip("jax")
 
@@ -21,7 +22,7 @@ NOISE = np.random.default_rng(0).standard_normal((1, 4, 8, 8)).astype(np.float32
 
 def pair(folder: Path, **changes: Any) -> tuple[Any, Any, Any]:
     """A JAX pipeline, its parameters, and the torch pipeline."""
-    pipe = tiny_pipeline(**changes)
+    pipe = small_pipeline(**changes)
     pipe.save_pretrained(folder)
     pipeline, params = FlaxStableDiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
@@ -30,7 +31,7 @@ def pair(folder: Path, **changes: Any) -> tuple[Any, Any, Any]:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Any]:
-    return pair(tmp_path_factory.mktemp("plain"))
+    return pair(tmp_path_factory.mktemp("plain"), text_encoder=tiny_text_encoder())
 
 
 def far(found: Any, expected: Any) -> float:
@@ -76,7 +77,7 @@ def test_prompts_of_any_length_have_an_empty_one_of_their_length_beside_them(pla
 
 @pytest.mark.parametrize("jit", [False, True])
 def test_distilled_networks_are_told_the_scale(tmp_path: Path, jit: bool) -> None:
-    pipeline, params, pipe = pair(tmp_path, unet=tiny_unet(time_cond_proj_dim=21))
+    pipeline, params, pipe = pair(tmp_path, unet=small_unet(time_cond_proj_dim=21))
     ids, drawn = pipeline.prepare_inputs("a cat"), []
     for scale in (1.0, 8.0):
         found = pipeline(ids, params, KEY, 2, latents=NOISE, guidance_scale=scale, jit=jit).images

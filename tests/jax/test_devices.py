@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sfumato.errors import InputError
-from tests.pipelines.tiny import tiny_pipeline
+from tests.jax.small import small_pipeline
 
 pytest.importorskip("jax")
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_eight_virtual_devices_draw_what_one_draws(tmp_path: Path) -> None:
-    tiny_pipeline().save_pretrained(tmp_path / "model")
+    small_pipeline().save_pretrained(tmp_path / "model")
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     done = subprocess.run(
         [sys.executable, "-m", "tests.jax.eight_devices", str(tmp_path / "model")],

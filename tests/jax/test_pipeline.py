@@ -13,7 +13,8 @@ import sfumato.schedulers
 from sfumato import KDiffusionScheduler, StableDiffusionPipeline
 from sfumato.diffusion.samplers.named import NAMED
 from sfumato.errors import InputError
-from tests.pipelines.tiny import SD_SCHEDULER, tiny_pipeline
+from tests.jax.small import small_pipeline
+from tests.pipelines.tiny import SD_SCHEDULER
 
 jax = pytest.importorskip("jax")
 
@@ -33,7 +34,7 @@ SAMPLERS = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model")
-    tiny_pipeline().save_pretrained(path)
+    small_pipeline().save_pretrained(path)
     return path
 
 

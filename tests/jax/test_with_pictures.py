@@ -13,8 +13,8 @@ from PIL import Image
 import sfumato
 from sfumato.errors import ImageError, InputError
 from sfumato.pipelines import start
+from tests.jax.small import small_pipeline, small_unet
 from tests.jax.test_pipeline import scheduler
-from tests.pipelines.tiny import tiny_pipeline, tiny_unet
 
 jax = pytest.importorskip("jax")
 
@@ -42,7 +42,7 @@ def img2img(tmp_path_factory: pytest.TempPathFactory) -> Any:
         FlaxStableDiffusionImg2ImgPipeline,
         sfumato.StableDiffusionImg2ImgPipeline,
         tmp_path_factory.mktemp("img2img"),
-        tiny_pipeline(),
+        small_pipeline(),
     )
 
 
@@ -91,7 +91,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Any:
         FlaxStableDiffusionInpaintPipeline,
         sfumato.StableDiffusionInpaintPipeline,
         tmp_path_factory.mktemp("plain"),
-        tiny_pipeline(),
+        small_pipeline(),
     )
 
 
@@ -101,7 +101,7 @@ def nine(tmp_path_factory: pytest.TempPathFactory) -> Any:
         FlaxStableDiffusionInpaintPipeline,
         sfumato.StableDiffusionInpaintPipeline,
         tmp_path_factory.mktemp("nine"),
-        tiny_pipeline(unet=tiny_unet(in_channels=9)),
+        small_pipeline(unet=small_unet(in_channels=9)),
     )
 
 

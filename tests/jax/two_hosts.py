@@ -1,9 +1,8 @@
 """One of several processes that draw together, each with two virtual devices; see ``test_hosts``.
 
-    python -m tests.jax.two_hosts FOLDER OUT.npz [COORDINATOR PROCESSES NUMBER]
+    python -m tests.jax.two_hosts FOLDER OUT.npz COORDINATOR PROCESSES NUMBER
 
-Without the last three it draws alone. Writes the pictures of each form of call, as this process
-has them.
+Writes the pictures of each form of call, as this process has them.
 """
 
 from __future__ import annotations
@@ -19,6 +18,8 @@ from sfumato import CLIPImageProcessor
 from sfumato.jax.devices import gather, make_mesh, replicate, shard
 from sfumato.jax.pipeline import FlaxStableDiffusionPipeline
 
+PROMPTS = [f"a cat of age {age}" for age in range(4)]
+
 
 class Checker:
     """Objects to the second picture, whatever it shows."""
@@ -28,13 +29,12 @@ class Checker:
         return np.where(np.array(flags)[:, None, None, None], 0.0, images), flags
 
 
-def main(folder: str, out: str, *hosts: str) -> None:
-    if hosts:
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(hosts[0], int(hosts[1]), int(hosts[2]))
+def main(folder: str, out: str, coordinator: str, processes: str, number: str) -> None:
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(coordinator, int(processes), int(number))
     pipeline: Any
     pipeline, params = FlaxStableDiffusionPipeline.from_pretrained(folder)
-    ids = pipeline.prepare_inputs([f"a cat of age {age}" for age in range(4)])
+    ids = pipeline.prepare_inputs(PROMPTS)
     key = jax.random.PRNGKey(0)
 
     def draw(ids: Any = ids, params: Any = params, key: Any = key, **options: Any) -> Any:

@@ -37,7 +37,7 @@ def scheduler_fields(rng: random.Random, name: str) -> dict[str, Any]:
 
 def call_arguments(rng: random.Random, scheduler: Any) -> dict[str, Any]:
     """A random call; seeds in place of generators, so that both sides get fresh ones."""
-    steps = round(2 * 25 ** rng.random() ** 2)
+    steps = round(2 * 12 ** rng.random() ** 2)
     prompts = rng.choice([1, 1, 2])
     listed = prompts > 1 or rng.random() < 0.3
     images = rng.choice([1, 1, 1, 2])

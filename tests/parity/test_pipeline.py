@@ -29,7 +29,7 @@ UNETS: dict[str, dict[str, Any]] = {
     },
     "distilled": {"time_cond_proj_dim": 16, "layers_per_block": 2},
 }
-CASES_PER_SCHEDULER = 13
+CASES_PER_SCHEDULER = 6
 TOLERANCE = 1e-4
 
 

@@ -22,7 +22,7 @@ from tests.parity.scheduler_kinds import KINDS, NumPyInDouble, network, pair, wi
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-CASES = [(name, seed) for name in KINDS for seed in range(16)]
+CASES = [(name, seed) for name in KINDS for seed in range(10)]
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ def predict(case: Case, settings: Settings) -> Any:
     return UNet(case.config, case.arrays, settings)(**given)
 
 
-@pytest.mark.parametrize("seed", UNET_SEEDS)
+@pytest.mark.parametrize("seed", UNET_SEEDS[:24])
 def test_a_random_unet_predicts_what_torch_predicts(seed: int) -> None:
     case = unet_case(seed)
     assert relative_error(predict(case, FLOAT32), case.expected["sample"]) < 1e-4

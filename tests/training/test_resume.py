@@ -17,7 +17,7 @@ import torch
 
 from sfumato.training.checkpoint import load_checkpoint
 
-STEPS = 24
+STEPS = 16
 CODE = "import sys; from sfumato.cli import main; sys.exit(main())"
 
 
