@@ -77,14 +77,16 @@ def dictionary(tensors: dict[str, Tensor], path: Path) -> Any:
     return TensorSource(tensors)
 
 
-@pytest.mark.parametrize("kind", [safetensors, pickle, gguf, dictionary])
-@pytest.mark.parametrize("waiting", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "waiting"),
+    [(kind, True) for kind in (safetensors, pickle, gguf, dictionary)] + [(safetensors, False)],
+)
 def test_converted_tensors_are_in_memory_one_at_a_time(
     kind: Callable[..., Any], waiting: bool, tmp_path: Path
 ) -> None:
-    given = {str(i): torch.randn(512, 512).to(HALF) for i in range(8)}
+    given = {str(i): torch.randn(512, 512).to(HALF) for i in range(16)}
     source = kind(given, tmp_path / "weights")
-    size = 8 * 512 * 512 * 4
+    size = 16 * 512 * 512 * 4
     with pages.settling(waiting) as settle, MemoryOffFiles() as memory:
         read = source.read(given, dtype=torch.float32, settle=settle)
     if waiting:

@@ -43,7 +43,7 @@ def pair(seed: int) -> tuple[Any, LDMBertModel]:
     return oracle, ours
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(20))
 @torch.no_grad()
 def test_all_outputs_equal_those_of_diffusers(seed: int) -> None:
     oracle, ours = pair(seed)

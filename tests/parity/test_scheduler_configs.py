@@ -60,7 +60,7 @@ def test_constructors_take_their_arguments_in_the_order_of_diffusers(name: str) 
         getattr(ours, name)(values[0], **{next(iter(expected)): values[0]})
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(24))
 def test_a_chain_of_swaps_ends_with_the_settings_of_diffusers(seed: int) -> None:
     choose = random.Random(seed)
     names = choose.choices(SHARED, k=4)

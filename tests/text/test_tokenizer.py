@@ -178,3 +178,23 @@ def test_tokenizing_needs_no_torch() -> None:
         "CLIPTokenizer()('a', return_tensors='np'); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_tokenizers_of_one_vocabulary_share_it_but_not_their_added_tokens(tmp_path: Path) -> None:
+    first = CLIPTokenizer()
+    first.save_pretrained(tmp_path / "a")
+    first.save_pretrained(tmp_path / "b")
+    one, two = (CLIPTokenizer.from_pretrained(tmp_path / name) for name in "ab")
+    assert one.vocabulary is two.vocabulary
+    one.add_tokens("<cat-toy>")
+    assert (
+        one("a <cat-toy>").input_ids
+        != two("a <cat-toy>").input_ids
+        == first("a <cat-toy>").input_ids
+    )
+    merges = tmp_path / "b" / "merges.txt"
+    lines = merges.read_text("utf-8").splitlines(keepends=True)
+    merges.write_text("".join(lines[:1000]), "utf-8")
+    other = CLIPTokenizer.from_pretrained(tmp_path / "b")
+    assert len(other.vocabulary.merges) == 999 != len(one.vocabulary.merges)
+    assert other("a photograph").input_ids != one("a photograph").input_ids

@@ -20,14 +20,17 @@ def build_backend(vocabulary: Vocabulary, unk_token: str) -> Tokenizer:
     Text is composed (NFC), white space becomes single spaces, letters become small; then it is
     split into pieces, each a word, and the bytes of each are merged.
     """
-    model = BPE(
-        vocab=vocabulary.tokens,
-        merges=vocabulary.merges,
-        continuing_subword_prefix="",
-        end_of_word_suffix="</w>",
-        unk_token=unk_token if unk_token in vocabulary.tokens else None,
-        fuse_unk=False,
-    )
+    unknown = unk_token if unk_token in vocabulary.tokens else None
+    model = vocabulary.models.get(unknown)
+    if model is None:  # all tokenizers of a vocabulary share it; added tokens are not part of it
+        model = vocabulary.models[unknown] = BPE(
+            vocab=vocabulary.tokens,
+            merges=vocabulary.merges,
+            continuing_subword_prefix="",
+            end_of_word_suffix="</w>",
+            unk_token=unknown,
+            fuse_unk=False,
+        )
     backend = Tokenizer(model)
     backend.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]

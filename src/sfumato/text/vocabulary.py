@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from sfumato.checkpoints.files import open_regular
-from sfumato.checkpoints.jsonfile import read_json
+from sfumato.checkpoints.files import open_regular, shown
+from sfumato.checkpoints.jsonfile import parse_json, read_json
 from sfumato.errors import ConfigError, TokenizerError
 
 #: No vocabulary file may be larger. CLIP's own are 1 MB (vocab.json) and 0.5 MB (merges.txt).
@@ -26,6 +26,10 @@ MAX_FILE_BYTES = 64 * 2**20
 #: The first merges of a merges.txt that count, as in transformers: OpenAI's original list goes on
 #: for five times as long, and its ids leave room for this many (49152 - 256 bytes - 2 specials).
 MAX_MERGES_IN_TEXT = 48_894
+
+#: Characters in both files, up to which their vocabulary is remembered.
+_REMEMBERED = 4 * 2**20
+_recent: list[tuple[tuple[str, str], Vocabulary]] = []
 
 _BAD_FILE_HINT = "Download the tokenizer's folder again, or use the vocabulary that is shipped."
 
@@ -37,6 +41,7 @@ class Vocabulary:
     Attributes:
         tokens: token to id; the ids are 0, 1, 2, ... without gaps.
         merges: pairs of tokens, the most important first; both and their union are tokens.
+        models: what the `tokenizers` library has made of them, by the token for the unknown.
 
     Raises:
         TokenizerError: when that is not so.
@@ -44,6 +49,9 @@ class Vocabulary:
 
     tokens: dict[str, int]
     merges: list[tuple[str, str]]
+    models: dict[str | None, Any] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         if not self.tokens:
@@ -119,11 +127,21 @@ def shipped_vocabulary() -> Vocabulary:
 def read_vocab_and_merges(vocab_file: Path, merges_file: Path) -> Vocabulary:
     """Read the pair of files ``vocab.json`` and ``merges.txt``.
 
+    The last two vocabularies are remembered: most models have the same, and taking a file apart is
+    most of what loading a tokenizer costs.
+
     Raises:
         TokenizerError: when a file is too large, not what its name says, or they do not fit.
     """
-    tokens = read_json_object(vocab_file)
-    return Vocabulary(tokens, _merges_of_text(read_text(merges_file), merges_file.name))
+    texts = read_text(vocab_file), read_text(merges_file)
+    for known, vocabulary in _recent:
+        if known == texts:
+            return vocabulary
+    tokens = _object_in(texts[0].removeprefix("\ufeff"), vocab_file)
+    vocabulary = Vocabulary(tokens, _merges_of_text(texts[1], merges_file.name))
+    if sum(map(len, texts)) <= _REMEMBERED:
+        _recent[:] = [(texts, vocabulary), *_recent[:1]]
+    return vocabulary
 
 
 def read_tokenizer_json(file: Path) -> tuple[Vocabulary, list[dict[str, Any]]]:
@@ -162,6 +180,14 @@ def read_json_object(file: Path) -> dict[str, Any]:
     """
     try:
         return read_json(file, max_bytes=MAX_FILE_BYTES)
+    except ConfigError as error:
+        raise TokenizerError(error.message, hint=_BAD_FILE_HINT) from error
+
+
+def _object_in(text: str, file: Path) -> dict[str, Any]:
+    """The JSON object that was read from a file."""
+    try:
+        return parse_json(text, shown(file))
     except ConfigError as error:
         raise TokenizerError(error.message, hint=_BAD_FILE_HINT) from error
 
